@@ -1,0 +1,395 @@
+"""SEED's image tokenizer: an image to 32 causal codes, and codes to Stable Diffusion's text-feature space."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel, Blip2VisionConfig, Blip2VisionModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .configuration_seed import SeedConfig
+from .modeling_seed_qformer import SeedAttention, SeedMLP, SeedQFormer
+from .quantization_seed import SeedVectorQuantizer
+
+
+@dataclass
+class SeedOutput(ModelOutput):
+    """
+    Args:
+        causal_embeddings (`torch.FloatTensor` of shape `(batch, num_codes, hidden_size)`): output of the Causal
+            Q-Former; None if the model was given codes.
+        codes (`torch.LongTensor` of shape `(batch, num_codes)`): indices into the codebook.
+        generation_embeddings (`torch.FloatTensor` of shape `(batch, 77, generation_dim)`): output of the Reverse
+            Q-Former, in Stable Diffusion's text-feature space.
+    """
+
+    causal_embeddings: torch.FloatTensor | None = None
+    codes: torch.LongTensor | None = None
+    generation_embeddings: torch.FloatTensor | None = None
+
+
+class SeedDecoderBlock(GradientCheckpointingLayer):
+    """A pre-norm ViT block, bidirectional over the codes that are given."""
+
+    def __init__(self, config: SeedConfig):
+        super().__init__()
+        width, eps = config.qformer_config.hidden_size, config.decoder_layer_norm_eps
+        self.self_attn_layer_norm = nn.LayerNorm(width, eps=eps)
+        self.self_attn = SeedAttention(config, width, config.decoder_num_heads, width)
+        self.mlp_layer_norm = nn.LayerNorm(width, eps=eps)
+        self.mlp = SeedMLP(width, int(width * config.decoder_mlp_ratio))
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        hidden_states = hidden_states + self.self_attn(
+            self.self_attn_layer_norm(hidden_states), attention_mask=attention_mask
+        )
+        return hidden_states + self.mlp(self.mlp_layer_norm(hidden_states))
+
+
+class SeedCodeDecoder(nn.Module):
+    """
+    Code vectors, raised to the Q-Former's width, to embeddings of the same shape (paper, section 3.2).
+
+    SEED has two: the reconstruction decoder, whose target are the causal embeddings, and the generation decoder, whose
+    output the Reverse Q-Former reads.
+    """
+
+    def __init__(self, config: SeedConfig):
+        super().__init__()
+        self.config = config
+        self.position_embeddings = nn.Parameter(torch.zeros(1, config.num_codes, config.qformer_config.hidden_size))
+        self.blocks = nn.ModuleList(SeedDecoderBlock(config) for _ in range(config.decoder_num_layers))
+
+    def forward(self, hidden_states: torch.Tensor, code_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Args:
+            hidden_states: `(batch, k, hidden_size)`, of the first k <= num_codes codes.
+            code_mask: `(batch, k)`, False where a code is missing and must not be seen.
+        """
+        hidden_states = hidden_states + self.position_embeddings[:, : hidden_states.shape[1]]
+        mask = None
+        if code_mask is not None:
+            mask = create_bidirectional_mask(
+                config=self.config, inputs_embeds=hidden_states, attention_mask=code_mask
+            )
+        for block in self.blocks:
+            hidden_states = block(hidden_states, attention_mask=mask)
+        return hidden_states
+
+
+class SeedPreTrainedModel(PreTrainedModel):
+    config: SeedConfig
+    config_class = SeedConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _no_split_modules = ["SeedQFormerLayer", "SeedDecoderBlock"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SeedCodeDecoder):
+            init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
+        elif isinstance(module, SeedVectorQuantizer):
+            # As released; stage II may move the codes onto the data (`initialize_from_data`).
+            bound = 1.0 / module.codebook_size
+            init.uniform_(module.codebook.weight, -bound, bound)
+        elif isinstance(module, SeedModel) and self.config.has_empty_prompt_embeds:
+            init.zeros_(module.empty_prompt_embeds)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, new_modules: tuple[str, ...] = (), **kwargs):
+        """
+        As in transformers, except that a checkpoint which lacks a tensor is an error, not a warning.
+
+        Args:
+            new_modules: prefixes of module names that the checkpoint is expected to lack and that start freshly
+                initialised: a training stage names what it adds.
+
+        Raises:
+            ValueError: tensors are missing or have another shape.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        missing = sorted(key for key in info["missing_keys"] if not key.startswith(tuple(new_modules)))
+        if missing:
+            raise ValueError(
+                f"The checkpoint {str(pretrained_model_name_or_path)!r} lacks {len(missing)} tensors of "
+                f"{cls.__name__}, e.g. {missing[:5]}. It is incomplete or of another architecture: download or "
+                "convert it again; if it comes from an earlier training stage, name the parts that are new in "
+                "new_modules=(...)."
+            )
+        for module in model.modules():
+            if isinstance(module, SeedModel):
+                module.vision_model.requires_grad_(False)  # loading made new parameters
+        return (model, info) if wants_info else model
+
+
+class SeedModel(SeedPreTrainedModel):
+    """
+    The SEED image tokenizer.
+
+    `get_image_tokens` turns images into codes; `decode_image_tokens` turns codes into generation embeddings, from
+    which a Stable Diffusion UNet draws ([`SeedPipeline`]); `get_image_features` and `get_text_features` give the
+    contrastive features of retrieval. The vision model is frozen: it gets no gradient and stays in evaluation mode.
+
+    Of the parts, `use_text_branch` and `use_code_branch` in the config say which exist.
+    """
+
+    base_model_prefix = ""
+    # Parts that a config without the branch leaves out although the checkpoint holds them.
+    _keys_to_ignore_on_load_unexpected = [
+        r"qformer\.(word|position)_embeddings",
+        r"qformer\.layers\.\d+\.text_mlp",
+        r"(vision|text)_projection",
+        r"^(encode_layer|quantizer|decode_layer|reconstruction_decoder|generation_decoder|reverse_qformer)\.",
+        r"^generation_projection",
+        r"^empty_prompt_embeds",
+    ]
+
+    def __init__(self, config: SeedConfig):
+        super().__init__(config)
+        width = config.qformer_config.hidden_size
+        self.vision_model = _build_vision_model(config.vision_config)
+        self.vision_model.requires_grad_(False)
+        if config.vision_final_norm_eps is not None and hasattr(self.vision_model, "post_layernorm"):
+            self.vision_model.post_layernorm.eps = config.vision_final_norm_eps
+        if config.vision_feature_layernorm:
+            self.vision_layernorm = nn.LayerNorm(config.vision_hidden_size)
+        self.qformer = SeedQFormer(config.qformer_config, config.vision_hidden_size, config.use_text_branch)
+        if config.use_text_branch:
+            self.vision_projection = nn.Linear(width, config.projection_dim)
+            self.text_projection = nn.Linear(width, config.projection_dim)
+        if config.use_code_branch:
+            self.encode_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, config.code_dim))
+            self.quantizer = SeedVectorQuantizer(
+                config.codebook_size, config.code_dim, config.quantization_loss_weighting
+            )
+            self.decode_layer = nn.Sequential(
+                nn.Linear(config.code_dim, config.code_dim), nn.Tanh(), nn.Linear(config.code_dim, width)
+            )
+            self.reconstruction_decoder = SeedCodeDecoder(config)
+            self.generation_decoder = SeedCodeDecoder(config)
+            self.reverse_qformer = SeedQFormer(config.reverse_qformer_config, width)
+            self.generation_projection = nn.Linear(width, config.generation_dim)
+        if config.has_empty_prompt_embeds:
+            shape = (1, config.reverse_qformer_config.num_queries, config.generation_dim)
+            self.register_buffer("empty_prompt_embeds", torch.zeros(shape))
+        self.post_init()
+
+    def train(self, mode: bool = True) -> "SeedModel":
+        super().train(mode)
+        self.vision_model.eval()
+        return self
+
+    # Images in ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def get_vision_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        Patch features of the frozen vision model, `(batch, 3, height, width)` -> `(batch, patches, vision_dim)`.
+
+        They may be cached and given to every other method as `vision_features`.
+        """
+        if pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
+            raise ValueError(
+                f"pixel_values have shape {tuple(pixel_values.shape)}; expected (batch, 3, height, width), as "
+                "SeedImageProcessor makes them."
+            )
+        features = self.vision_model(pixel_values.to(self.dtype)).last_hidden_state
+        return features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
+
+    def get_causal_embeddings(
+        self, pixel_values: torch.Tensor | None = None, vision_features: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        Output of the Causal Q-Former (paper, section 3.1), `(batch, num_codes, hidden_size)`.
+
+        Embedding k depends on queries 0 .. k only. Give `pixel_values` or cached `vision_features`.
+        """
+        return self.qformer(self.encode_vision(pixel_values, vision_features))
+
+    def encode_vision(
+        self, pixel_values: torch.Tensor | None = None, vision_features: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What the Q-Former reads: patch features, normalised where `vision_feature_layernorm` asks for it."""
+        if (pixel_values is None) == (vision_features is None):
+            raise ValueError("Pass either pixel_values or vision_features.")
+        if vision_features is None:
+            vision_features = self.get_vision_features(pixel_values)
+        vision_features = vision_features.to(self.dtype)
+        return self.vision_layernorm(vision_features) if self.config.vision_feature_layernorm else vision_features
+
+    def get_image_tokens(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        causal_embeddings: torch.Tensor | None = None,
+    ) -> torch.LongTensor:
+        """
+        Codes of images (tokenise), `(batch, num_codes)`, from exactly one of the arguments.
+
+        Args:
+            pixel_values: `(batch, 3, height, width)`.
+            vision_features: `(batch, patches, vision_dim)`.
+            causal_embeddings: `(batch, num_codes, hidden_size)`.
+        """
+        self._require_code_branch()
+        if causal_embeddings is None:
+            causal_embeddings = self.get_causal_embeddings(pixel_values, vision_features)
+        return self.quantizer.nearest_codes(self.encode_layer(causal_embeddings))
+
+    # Codes out ------------------------------------------------------------------------------------------------------
+
+    def decode_image_tokens(
+        self,
+        codes: torch.LongTensor,
+        prefix_length: int | None = None,
+    ) -> torch.Tensor:
+        """
+        Generation embeddings of codes (de-tokenise), `(batch, 77, generation_dim)`.
+
+        Args:
+            codes: `(batch, num_codes)`.
+            prefix_length: decode from the first k codes only; the others are not seen (our addition: the codes are in
+                causal order, so every prefix is a coarser account of the image).
+
+        Raises:
+            TypeError, ValueError: codes of another dtype, count or range, or a prefix_length outside 1 .. num_codes.
+        """
+        code_vectors = self._code_vectors(codes, prefix_length)
+        return self.generate_embeddings(code_vectors)
+
+    def reconstruct_causal_embeddings(self, codes: torch.LongTensor) -> torch.Tensor:
+        """Causal embeddings as the reconstruction decoder recovers them, `(batch, num_codes, hidden_size)`."""
+        return self.reconstruction_decoder(self.decode_layer(self._code_vectors(codes, None)))
+
+    def generate_embeddings(self, code_vectors: torch.Tensor, code_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Generation decoder and Reverse Q-Former, `(batch, k, code_dim)` -> `(batch, 77, generation_dim)`.
+
+        Args:
+            code_mask: `(batch, k)`, False where a code is missing.
+        """
+        decoded = self.generation_decoder(self.decode_layer(code_vectors.to(self.dtype)), code_mask)
+        generated = self.reverse_qformer(decoded, encoder_attention_mask=code_mask)
+        return self.generation_projection(generated)
+
+    # The contrastive space ------------------------------------------------------------------------------------------
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        codes: torch.LongTensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        causal_embeddings: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        L2-normalised contrastive features of images, from exactly one of the arguments.
+
+        Returns:
+            `(batch, projection_dim)` of the last query, which alone has seen all others (paper, section 3.1); for a
+            bidirectional Q-Former (BLIP-2) `(batch, num_queries, projection_dim)`, of which the best counts.
+        """
+        self._require_text_branch()
+        if codes is not None:
+            causal_embeddings = self.reconstruct_causal_embeddings(codes)
+        elif causal_embeddings is None:
+            causal_embeddings = self.get_causal_embeddings(pixel_values, vision_features)
+        if self.config.qformer_config.causal:
+            causal_embeddings = causal_embeddings[:, -1]
+        return nn.functional.normalize(self.vision_projection(causal_embeddings).float(), dim=-1)
+
+    def get_text_features(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        L2-normalised contrastive features of texts, `(batch, length)` -> `(batch, projection_dim)`, read from the first
+        token (`[CLS]`).
+        """
+        self._require_text_branch()
+        hidden_states = self.qformer(input_ids=input_ids, attention_mask=attention_mask)
+        return nn.functional.normalize(self.text_projection(hidden_states[:, 0]).float(), dim=-1)
+
+    # One call -------------------------------------------------------------------------------------------------------
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        codes: torch.LongTensor | None = None,
+        prefix_length: int | None = None,
+        **kwargs,
+    ) -> SeedOutput:
+        """
+        The whole tokenizer: images to codes and on to generation embeddings, or codes to generation embeddings.
+
+        Args:
+            pixel_values: `(batch, 3, height, width)`.
+            codes: `(batch, num_codes)`, instead of `pixel_values`.
+            prefix_length: see [`SeedModel.decode_image_tokens`].
+        """
+        if (pixel_values is None) == (codes is None):
+            raise ValueError("Pass either pixel_values or codes.")
+        causal_embeddings = None
+        if codes is None:
+            causal_embeddings = self.get_causal_embeddings(pixel_values)
+            codes = self.get_image_tokens(causal_embeddings=causal_embeddings)
+        return SeedOutput(
+            causal_embeddings=causal_embeddings,
+            codes=codes,
+            generation_embeddings=self.decode_image_tokens(codes, prefix_length),
+        )
+
+    def set_empty_prompt_embeds(self, embeds: torch.Tensor) -> None:
+        """
+        Stores the text features of the empty prompt, `(1, 77, generation_dim)`, which diffusion guidance needs, so that
+        drawing from codes needs no text encoder.
+        """
+        expected = (1, self.config.reverse_qformer_config.num_queries, self.config.generation_dim)
+        if tuple(embeds.shape) != expected:
+            raise ValueError(f"The empty prompt's features have shape {tuple(embeds.shape)}; expected {expected}.")
+        self.config.has_empty_prompt_embeds = True
+        self.register_buffer("empty_prompt_embeds", embeds.detach().clone().to(self.device, self.dtype))
+
+    def _code_vectors(self, codes: torch.LongTensor, prefix_length: int | None) -> torch.Tensor:
+        self._require_code_branch()
+        num_codes = self.config.num_codes
+        if codes.dim() != 2 or codes.shape[1] != num_codes:
+            raise ValueError(
+                f"codes have shape {tuple(codes.shape)}; expected (batch, {num_codes}). To draw from fewer codes, pass "
+                f"all {num_codes} and prefix_length."
+            )
+        if prefix_length is not None and not 1 <= prefix_length <= num_codes:
+            raise ValueError(f"prefix_length is {prefix_length}; expected 1 .. {num_codes}.")
+        # Checked as a whole, so that a bad code is found even where a prefix would leave it out.
+        return self.quantizer.code_vectors(codes)[:, :prefix_length]
+
+    def _require_code_branch(self) -> None:
+        if not self.config.use_code_branch:
+            raise ValueError(
+                "This checkpoint has no codebook yet (use_code_branch is false): it comes from stage I. Train stage II "
+                "on it (examples/train_stage2.py), or load a finished image tokenizer."
+            )
+
+    def _require_text_branch(self) -> None:
+        if not self.config.use_text_branch:
+            raise ValueError("This model was loaded without its text branch; load it with use_text_branch=True.")
+
+
+def _build_vision_model(config) -> PreTrainedModel:
+    # BLIP-2's ViT is a public model of transformers that AutoModel does not list.
+    if isinstance(config, Blip2VisionConfig):
+        return Blip2VisionModel._from_config(config)
+    return AutoModel.from_config(config)
+
+
+__all__ = ["SeedModel", "SeedOutput", "SeedPreTrainedModel"]

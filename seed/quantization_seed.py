@@ -1,0 +1,164 @@
+"""The vector quantizer: nearest code by Euclidean distance, in float32 whatever the model's dtype."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.utils import ModelOutput
+
+from .losses_seed import quantization_loss
+
+# Rows of the distance matrix computed at a time: with 8192 codes one block is 128 MB, so that looking up a million
+# vectors never materialises their 32 GB of distances.
+LOOKUP_ROWS = 4096
+
+
+@dataclass
+class SeedQuantizerOutput(ModelOutput):
+    """
+    Args:
+        quantized (`torch.FloatTensor` of shape `(..., code_dim)`): code vectors, with the straight-through gradient.
+        codes (`torch.LongTensor` of shape `(...)`): indices of the nearest codebook rows.
+        loss (`torch.FloatTensor`): scalar quantisation loss, see [`losses_seed.quantization_loss`].
+    """
+
+    quantized: torch.FloatTensor | None = None
+    codes: torch.LongTensor | None = None
+    loss: torch.FloatTensor | None = None
+
+
+class SeedVectorQuantizer(nn.Module):
+    """
+    VQ codebook of SEED (paper, section 3.2; 8192 x 32).
+
+    Distances and losses are float32; of equally near codes the first wins, as in the released code. Neither the
+    vectors nor the codebook are normalised.
+
+    Args:
+        codebook_size: number of codes.
+        code_dim: width of a code vector.
+        loss_weighting: "legacy" (as released) or "standard".
+    """
+
+    def __init__(self, codebook_size: int, code_dim: int, loss_weighting: str = "legacy"):
+        super().__init__()
+        self.codebook_size = codebook_size
+        self.code_dim = code_dim
+        self.loss_weighting = loss_weighting
+        self.codebook = nn.Embedding(codebook_size, code_dim)
+
+    def forward(self, vectors: torch.Tensor) -> SeedQuantizerOutput:
+        """
+        Args:
+            vectors: `(..., code_dim)`.
+        """
+        codes = self.nearest_codes(vectors)
+        with torch.autocast(vectors.device.type, enabled=False):
+            vectors32 = vectors.float()
+            code_vectors = nn.functional.embedding(codes, self.codebook.weight.float())
+            loss = quantization_loss(vectors32, code_vectors, weighting=self.loss_weighting)
+            quantized = vectors32 + (code_vectors - vectors32).detach()
+        return SeedQuantizerOutput(quantized=quantized.to(vectors.dtype), codes=codes, loss=loss)
+
+    @torch.no_grad()
+    def nearest_codes(self, vectors: torch.Tensor) -> torch.LongTensor:
+        """Index of the nearest code, `(..., code_dim)` -> `(...)`, a block of rows at a time."""
+        if vectors.shape[-1] != self.code_dim:
+            raise ValueError(f"Got vectors of width {vectors.shape[-1]}; the codebook's rows have {self.code_dim}.")
+        with torch.autocast(vectors.device.type, enabled=False):
+            flat = vectors.reshape(-1, self.code_dim)
+            codebook = self.codebook.weight.float()
+            # |z - e|^2 without |z|^2, which is the same for every code and would only cost precision.
+            half_norms = 0.5 * codebook.square().sum(dim=1)
+            blocks = [
+                torch.addmm(half_norms, rows.float(), codebook.t(), alpha=-1).argmin(dim=1)
+                for rows in flat.split(LOOKUP_ROWS)
+            ]
+        codes = torch.cat(blocks) if blocks else flat.new_zeros(0, dtype=torch.long)
+        return codes.reshape(vectors.shape[:-1])
+
+    def code_vectors(self, codes: torch.LongTensor) -> torch.Tensor:
+        """
+        Codebook rows of `codes`, `(...)` -> `(..., code_dim)`.
+
+        Raises:
+            TypeError: `codes` are not integers.
+            ValueError: a code lies outside `0 .. codebook_size - 1`.
+        """
+        if codes.dtype in (torch.bool, torch.uint8) or codes.is_floating_point() or codes.is_complex():
+            raise TypeError(f"Codes have dtype {codes.dtype}; expected integers (torch.int64).")
+        if not torch.compiler.is_compiling() and codes.numel():
+            low, high = torch.aminmax(codes)
+            if low < 0 or high >= self.codebook_size:
+                bad = low if low < 0 else high
+                raise ValueError(
+                    f"Code {int(bad)} is out of range; this codebook has codes 0 .. {self.codebook_size - 1}. "
+                    "Were the codes made with another image tokenizer, or are they token ids of a language model?"
+                )
+        return self.codebook(codes.long())
+
+    @torch.no_grad()
+    def initialize_from_data(
+        self, vectors: torch.Tensor, iterations: int = 10, generator: torch.Generator | None = None
+    ) -> None:
+        """
+        k-means initialisation: puts the codes where the data is (our choice; the released recipe starts at random).
+
+        Args:
+            vectors: `(n, code_dim)` encoder outputs; some 16 per code are enough.
+            iterations: rounds of Lloyd's algorithm.
+            generator: makes the choice of the first centres repeatable (a CPU generator).
+        """
+        vectors = vectors.reshape(-1, self.code_dim).float()
+        self.codebook.weight.copy_(self._sample(vectors, self.codebook_size, generator))
+        for _ in range(iterations):
+            codes = self.nearest_codes(vectors)
+            counts = torch.bincount(codes, minlength=self.codebook_size)
+            sums = torch.zeros_like(self.codebook.weight, dtype=torch.float32).index_add_(0, codes, vectors)
+            means = sums / counts.clamp(min=1)[:, None]
+            self.codebook.weight.copy_(torch.where(counts[:, None] > 0, means, self.codebook.weight.float()))
+            self.revive_codes(vectors, counts == 0, generator)
+
+    @torch.no_grad()
+    def revive_codes(
+        self, vectors: torch.Tensor, dead: torch.BoolTensor, generator: torch.Generator | None = None
+    ) -> int:
+        """
+        Moves the codes marked in `dead` `(codebook_size,)` onto randomly drawn rows of `vectors`; returns how many.
+        """
+        count = int(dead.sum())
+        if count:
+            rows = self._sample(vectors.reshape(-1, self.code_dim).float(), count, generator)
+            self.codebook.weight[dead] = rows.to(self.codebook.weight.dtype)
+        return count
+
+    @staticmethod
+    def _sample(vectors: torch.Tensor, count: int, generator: torch.Generator | None) -> torch.Tensor:
+        if not len(vectors):
+            raise ValueError("The codebook cannot be initialised from zero vectors; pass at least one.")
+        order = torch.randperm(len(vectors), generator=generator)
+        rows = vectors[order.repeat(-(-count // len(order)))[:count].to(vectors.device)]
+        if count > len(vectors):
+            # Copies of one vector would tie for ever (the first wins); a little noise tells them apart.
+            noise = torch.randn(rows.shape, generator=generator).to(rows)
+            rows = rows + 1e-3 * vectors.std() * noise
+        return rows
+
+
+def codebook_usage(counts: torch.Tensor) -> dict[str, float]:
+    """
+    How much of the codebook is in use.
+
+    Args:
+        counts: `(codebook_size,)`, how often each code occurred.
+
+    Returns:
+        `usage`, the share of codes that occurred, and `perplexity`, exp of the entropy of their distribution: between
+        1 (one code for everything) and the codebook's size (all equally often).
+    """
+    shares = counts.double() / counts.sum().clamp(min=1)
+    entropy = -(shares * shares.clamp(min=1e-300).log()).sum()
+    return {"usage": float((counts > 0).double().mean()), "perplexity": float(entropy.exp())}
+
+
+__all__ = ["SeedQuantizerOutput", "SeedVectorQuantizer", "codebook_usage"]
