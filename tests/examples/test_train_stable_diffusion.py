@@ -1,0 +1,101 @@
+"""The Stable Diffusion stand-in's training script, launched as a user launches it, on eight synthetic pictures."""
+
+import importlib.util
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+SMOKE = ROOT / "examples/recipes/stable_diffusion/smoke.yaml"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_stable_diffusion", ROOT / "examples/train_stable_diffusion.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    rows = []
+    for color in ("red", "green", "blue", "navy", "teal", "olive", "black", "gray"):
+        buffer = io.BytesIO()
+        Image.new("RGB", (32, 32), color).save(buffer, "PNG")
+        rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "captions": [f"{color} square", color]})
+    path = tmp_path_factory.mktemp("data") / "train.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(script, data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("trained")
+    script.main(["--config", str(SMOKE), "--data", str(data), "--validation", str(data), "--output", str(output)])
+    return output
+
+
+def test_stock_pipeline_draws_from_a_caption(trained):
+    pipeline = StableDiffusionPipeline.from_pretrained(trained / "pipeline", local_files_only=True)
+    assert pipeline.dtype == torch.float32 and pipeline.safety_checker is None
+    draw = {"num_inference_steps": 2, "output_type": "np"}
+    images = pipeline(["red square", "blue"], generator=torch.Generator().manual_seed(0), **draw).images
+    assert images.shape == (2, 32, 32, 3)
+    again = pipeline(["red square", "blue"], generator=torch.Generator().manual_seed(0), **draw).images
+    assert (images == again).all()
+
+
+def test_tokenizer_is_laid_out_as_clips(trained):
+    tokenizer = StableDiffusionPipeline.from_pretrained(trained / "pipeline", local_files_only=True).tokenizer
+    start, end = len(tokenizer) - 2, len(tokenizer) - 1
+    assert tokenizer("", padding="max_length").input_ids == [start] + [end] * 76
+    assert tokenizer("Red  SQUARE").input_ids == tokenizer("red square").input_ids
+    # Bytes never seen in training are spelled out, and no token is unknown (unknown would end the caption).
+    ids = tokenizer("zq ÿ 漢").input_ids
+    assert end not in ids[1:-1] and tokenizer.decode(ids[1:-1]) == "zq ÿ 漢"
+
+
+def test_a_resumed_run_repeats_the_unbroken_one(script, data, trained, tmp_path):
+    recipe = yaml.safe_load(SMOKE.read_text())
+    for stage in ("vae", "text", "unet"):
+        recipe[stage]["steps"] = 1
+    shorter = tmp_path / "shorter.yaml"
+    shorter.write_text(yaml.safe_dump(recipe))
+    for stage in ("vae", "text", "unet"):
+        for config, resume in ((shorter, []), (SMOKE, ["--resume"])):
+            script.main(
+                ["--config", str(config), "--data", str(data), "--output", str(tmp_path), "--stage", stage, *resume]
+            )
+        unbroken = load_file(trained / f"{stage}.checkpoint.safetensors")
+        resumed = load_file(tmp_path / f"{stage}.checkpoint.safetensors")
+        assert unbroken.keys() == resumed.keys()
+        for key, value in unbroken.items():
+            torch.testing.assert_close(resumed[key], value, rtol=0, atol=0, msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.parametrize("path", ["unet", "vae.model", "threadz"])
+def test_unknown_recipe_key_is_named(script, tmp_path, path):
+    recipe = yaml.safe_load(SMOKE.read_text())
+    section = path.split(".")[0]
+    if section in recipe:
+        recipe[section]["captions_dropout"] = 0.1
+    else:
+        recipe[path] = 1
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(ValueError, match="threadz" if section == "threadz" else f"{section}.captions_dropout"):
+        script.load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_missing_column_is_named(script, tmp_path):
+    pq.write_table(pa.table({"image": ["x"], "caption": ["y"]}), tmp_path / "bad.parquet")
+    with pytest.raises(ValueError, match="no column 'captions'; it has image, caption"):
+        script.load_pairs([tmp_path / "bad.parquet"])
