@@ -19,7 +19,8 @@ SMOKE = ROOT / "examples/recipes/stable_diffusion/smoke.yaml"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("train_stable_diffusion", ROOT / "examples/train_stable_diffusion.py")
+    path = ROOT / "examples/train_stable_diffusion.py"
+    spec = importlib.util.spec_from_file_location("train_stable_diffusion", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
