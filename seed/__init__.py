@@ -1,0 +1,42 @@
+"""SEED for the Hugging Face Hub: images as 32 discrete, causally ordered codes (arXiv 2307.08041)."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. Imported on first use, so that `import seed` costs nothing.
+_MODULE_OF = {
+    "SeedConfig": "configuration_seed",
+    "SeedQFormerConfig": "configuration_seed",
+    "SeedImageProcessor": "image_processing_seed",
+    "SeedImageProcessorPil": "image_processing_seed",
+    "SeedModel": "modeling_seed",
+    "SeedOutput": "modeling_seed",
+    "SeedForImageTextPretraining": "modeling_seed_heads",
+    "SeedForContrastiveLearning": "modeling_seed_heads",
+    "SeedForQuantization": "modeling_seed_heads",
+    "SeedPipeline": "pipeline_seed",
+    "SeedVectorQuantizer": "quantization_seed",
+}
+__all__ = ["default_model", "register_auto_classes", *_MODULE_OF]
+
+if TYPE_CHECKING:
+    from .configuration_seed import SeedConfig, SeedQFormerConfig
+    from .image_processing_seed import SeedImageProcessor, SeedImageProcessorPil
+    from .modeling_seed import SeedModel, SeedOutput
+    from .modeling_seed_heads import SeedForContrastiveLearning, SeedForImageTextPretraining, SeedForQuantization
+    from .pipeline_seed import SeedPipeline
+    from .quantization_seed import SeedVectorQuantizer
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'seed' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULE_OF])

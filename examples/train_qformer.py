@@ -1,0 +1,43 @@
+"""BLIP-2-style pretraining of a bidirectional Q-Former on a frozen, pretrained vision model.
+
+What SEED starts from, where BLIP-2's own weights are not to be had: contrastive, matching and captioning losses.
+
+    python examples/train_qformer.py --recipe examples/recipes/qformer/tiny.yaml \
+        --data emoji64/train.parquet --extra-data icons64.parquet \
+        --feature-cache runs/features --output runs/qformer
+
+Run it again with the same arguments to resume. Several processes: `accelerate launch examples/train_qformer.py ...`.
+"""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from seed import SeedForImageTextPretraining
+from seed.training.datasets import ContrastiveCollator
+from seed.training.recipes import apply_head_settings, load_recipe
+from seed.training.stage import create_model, open_sources, parse_arguments, read_captions, run_stage, save_stage
+from seed.training.text_tokenizer import train_text_tokenizer
+
+
+def main() -> None:
+    arguments = parse_arguments(__doc__, starts_from=None)
+    recipe = load_recipe(arguments.recipe)
+    tokenizer_folder = Path(arguments.output) / "text_tokenizer"
+    if not tokenizer_folder.exists():
+        captions = read_captions([*arguments.data, *arguments.extra_data])
+        train_text_tokenizer(captions, recipe.data.vocab_size).save_pretrained(tokenizer_folder)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+
+    model, processor = create_model(recipe, vocab_size=len(tokenizer))
+    head = SeedForImageTextPretraining(model.config)
+    head.model.vision_model.load_state_dict(model.vision_model.state_dict())
+    apply_head_settings(head, recipe.head)
+    sources = open_sources(arguments, recipe, head.model, processor)
+    collator = ContrastiveCollator(tokenizer, processor, recipe.data.max_text_length)
+    run_stage(arguments, recipe, head, collator, sources)
+    save_stage(arguments.output, head.model, processor, tokenizer, arguments.recipe)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What the stages train on: positions of a run, each a pure function of the seed, so that a resumed run repeats none."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from .feature_cache import FeatureCache
+
+
+@dataclass
+class PictureSource:
+    """
+    Pictures with captions, either opened when needed or read from a feature cache.
+
+    Args:
+        captions: for each picture its captions, the first being its name.
+        concepts: for each picture what it shows; pictures of one concept are positives of each other.
+        cache: vision features of the pictures; None trains from the pictures themselves.
+        images: one function per picture that returns it; needed without a cache.
+    """
+
+    captions: Sequence[Sequence[str]]
+    concepts: Sequence[str]
+    cache: FeatureCache | None = None
+    images: Sequence[Callable[[], Image.Image]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+class RunDataset(Dataset):
+    """
+    All examples of a training run, in order: position p is picture `order[p]` of epoch p // pictures.
+
+    Which picture, view and caption stand at a position depends on the seed and the position only. A run that resumes at
+    position p therefore goes on exactly as it would have, without stored state.
+
+    Args:
+        sources: the data, mixed; every picture comes once per epoch.
+        examples: length of the run.
+        first_caption_probability: how often the first caption is taken; else one of all, evenly.
+    """
+
+    def __init__(
+        self, sources: Sequence[PictureSource], examples: int, seed: int = 0, first_caption_probability: float = 0.5
+    ):
+        self.sources = list(sources)
+        self.examples = examples
+        self.seed = seed
+        self.first_caption_probability = first_caption_probability
+        self.offsets = np.cumsum([0] + [len(source) for source in sources])
+        numbers = {concept: i for i, concept in enumerate(sorted({c for s in sources for c in s.concepts}))}
+        self.groups = [[numbers[concept] for concept in source.concepts] for source in sources]
+        self._order: tuple[int, np.ndarray] | None = None
+        if not self.offsets[-1]:
+            raise ValueError("There are no pictures to train on; check --data.")
+
+    def __len__(self) -> int:
+        return self.examples
+
+    def __getitem__(self, position: int) -> dict:
+        epoch, place = divmod(position, int(self.offsets[-1]))
+        number = int(self._epoch_order(epoch)[place])
+        which = int(np.searchsorted(self.offsets, number, side="right")) - 1
+        source, picture = self.sources[which], number - int(self.offsets[which])
+        rng = np.random.default_rng((self.seed, 1, position))
+        captions = source.captions[picture]
+        first = rng.random() < self.first_caption_probability
+        example = {
+            "caption": captions[0 if first else rng.integers(len(captions))],
+            "group": self.groups[which][picture],
+            "source": which,
+            "picture": picture,
+        }
+        if source.cache is None:
+            example["image"] = source.images[picture]()
+        else:
+            view = int(rng.integers(source.cache.views))
+            example["vision_features"] = source.cache.get(picture, view)
+        return example
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng((self.seed, 0, epoch)).permutation(int(self.offsets[-1])))
+        return self._order[1]
+
+
+class ContrastiveCollator:
+    """
+    Examples of a [`RunDataset`] to a batch for pretraining and stage I.
+
+    Args:
+        tokenizer: of the text branch.
+        image_processor: needed where the examples hold pictures.
+        max_length: tokens to which captions are cut.
+    """
+
+    def __init__(self, tokenizer, image_processor=None, max_length: int = 32):
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.max_length = max_length
+
+    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+        batch = dict(
+            self.tokenizer(
+                [example["caption"] for example in examples],
+                padding=True,
+                truncation=True,
+                max_length=self.max_length,
+                return_tensors="pt",
+                return_token_type_ids=False,
+            )
+        )
+        batch["groups"] = torch.tensor([example["group"] for example in examples])
+        return batch | collate_images(examples, self.image_processor)
+
+
+class QuantizationCollator:
+    """
+    Examples of a [`RunDataset`] to a batch for stage II.
+
+    Args:
+        text_features: for each source and picture `(77, generation_dim)`, features of its fixed caption.
+    """
+
+    def __init__(self, text_features: Callable[[int, int], torch.Tensor], image_processor=None):
+        self.text_features = text_features
+        self.image_processor = image_processor
+
+    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
+        targets = [self.text_features(example["source"], example["picture"]) for example in examples]
+        return {"text_features": torch.stack(targets)} | collate_images(examples, self.image_processor)
+
+
+def collate_images(examples: list[dict], image_processor) -> dict[str, torch.Tensor]:
+    """`vision_features` `(batch, patches, dim)` or `pixel_values` `(batch, 3, height, width)`, as the examples hold."""
+    if "vision_features" in examples[0]:
+        return {"vision_features": torch.stack([example["vision_features"] for example in examples]).float()}
+    return dict(image_processor([example["image"] for example in examples], return_tensors="pt"))

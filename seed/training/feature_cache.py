@@ -1,0 +1,160 @@
+"""Features of the frozen vision model, computed once: what every stage trains on when the encoder is the main cost."""
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..modeling_seed import SeedModel
+
+Augmentation = Callable[[Image.Image, random.Random], Image.Image]
+
+
+class FeatureCache:
+    """
+    Vision features on disk, `(pictures, views, patches, vision_dim)` float16, read through a memory map.
+
+    View 0 is the picture itself, the others are augmented; view v of picture i depends on the seed, i and v only.
+
+    Args:
+        folder: as [`build_feature_cache`] wrote it.
+
+    Raises:
+        FileNotFoundError: nothing was built there.
+        ValueError: the build was cut short.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.meta = json.loads((self.folder / "meta.json").read_text())
+        done = _read_progress(self.folder)
+        if done < self.meta["pictures"]:
+            raise ValueError(
+                f"The feature cache {self.folder} holds {done} of {self.meta['pictures']} pictures: run the command "
+                "that builds it again, it continues where it stopped."
+            )
+        self.features = np.load(self.folder / "features.npy", mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def views(self) -> int:
+        return self.features.shape[1]
+
+    def get(self, picture: int, view: int) -> torch.Tensor:
+        """`(patches, vision_dim)` float16."""
+        return torch.from_numpy(np.array(self.features[picture, view]))
+
+
+@torch.no_grad()
+def build_feature_cache(
+    folder: str | Path,
+    model: SeedModel,
+    image_processor,
+    images: Sequence[Callable[[], Image.Image]],
+    views: int = 1,
+    augment: Augmentation | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    autocast: bool = True,
+    log: Callable[[str], None] = print,
+) -> FeatureCache:
+    """
+    Computes the vision features of `views` views of every picture; continues a build that was cut short.
+
+    Args:
+        images: one function per picture that returns it, so that pictures are opened when their turn comes.
+        augment: makes views 1, 2, ... from a picture and a random state.
+        autocast: bfloat16 arithmetic (faster; its error is far below that of an augmentation).
+
+    Raises:
+        ValueError: `folder` holds a cache of another model, preprocessing, number of pictures or views, or seed.
+    """
+    folder = Path(folder)
+    if views > 1 and augment is None:
+        raise ValueError(f"views is {views}, but without an augmentation all views would be the same.")
+    meta = {
+        "vision_model": weight_hash(model.vision_model),
+        "image_processor": hashlib.sha256(image_processor.to_json_string().encode()).hexdigest(),
+        "pictures": len(images),
+        "views": views,
+        "seed": seed,
+    }
+    done = _start_or_continue(folder, meta)
+    array = None
+    step = max(1, batch_size // views)
+    device = model.device
+    while done < len(images):
+        rows = range(done, min(done + step, len(images)))
+        pictures = [
+            _view(images[row], view, augment, f"{seed}-{row}-{view}") for row in rows for view in range(views)
+        ]
+        pixel_values = image_processor(pictures, return_tensors="pt")["pixel_values"].to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+            features = model.get_vision_features(pixel_values)
+        features = features.to(torch.float16).cpu().numpy().reshape(len(rows), views, *features.shape[1:])
+        if array is None:
+            array = _open_array(folder, (len(images), *features.shape[1:]))
+        array[rows.start : rows.stop] = features
+        done = rows.stop
+        if done == len(images) or (done // step) % 32 == 0:
+            array.flush()
+            _write_atomically(folder / "progress.json", json.dumps({"done": done}))
+            log(f"features: {done} of {len(images)} pictures, {views} views each")
+    return FeatureCache(folder)
+
+
+def weight_hash(module: torch.nn.Module) -> str:
+    """SHA-256 over names, shapes, dtypes and values of a module's tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _view(image: Callable[[], Image.Image], view: int, augment: Augmentation | None, key: str) -> Image.Image:
+    picture = image()
+    return picture if view == 0 else augment(picture, random.Random(key))
+
+
+def _start_or_continue(folder: Path, meta: dict) -> int:
+    meta_file = folder / "meta.json"
+    if not meta_file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_atomically(meta_file, json.dumps(meta, indent=2))
+        return 0
+    found = json.loads(meta_file.read_text())
+    differing = [key for key in meta if found.get(key) != meta[key]]
+    if differing:
+        raise ValueError(
+            f"The feature cache {folder} was built with another {', '.join(differing)} "
+            f"({ {key: found.get(key) for key in differing} }, now { {key: meta[key] for key in differing} }). "
+            "Name another folder or delete this one."
+        )
+    return _read_progress(folder)
+
+
+def _read_progress(folder: Path) -> int:
+    progress = folder / "progress.json"
+    return json.loads(progress.read_text())["done"] if progress.exists() else 0
+
+
+def _open_array(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
+    path = folder / "features.npy"
+    if path.exists():
+        return np.lib.format.open_memmap(path, mode="r+")
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)

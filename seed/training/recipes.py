@@ -1,0 +1,104 @@
+"""Recipes: one YAML file per stage and size, checked against a schema before anything is computed."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+@dataclass
+class DataRecipe:
+    """
+    Args:
+        views: augmented views of each picture in the feature cache; 1 trains on the pictures as they are.
+        extra_views: the same for `--extra-data`.
+        vocab_size: of the text tokenizer, for the stage that trains one.
+        max_text_length: tokens to which captions are cut (32 in the released recipe).
+        first_caption_probability: how often the first caption is drawn where a picture has several.
+    """
+
+    views: int = 1
+    extra_views: int = 1
+    vocab_size: int = 4096
+    max_text_length: int = 32
+    first_caption_probability: float = 0.5
+
+
+@dataclass
+class StageRecipe:
+    """
+    A training stage.
+
+    Args:
+        model: overrides of [`SeedConfig`].
+        image_processor: overrides of [`SeedImageProcessor`], for the stage that creates the model.
+        vision_model: where the frozen vision model comes from, for the stage that creates the model: a folder or Hub
+            id for `AutoModel`, or "efficientnet-lite0".
+        head: attributes of the stage's head, see `modeling_seed_heads`.
+        data: see [`DataRecipe`].
+        epochs: passes over the data.
+        training: keyword arguments of transformers' `TrainingArguments`.
+    """
+
+    epochs: float
+    training: dict[str, Any]
+    model: dict[str, Any] = field(default_factory=dict)
+    image_processor: dict[str, Any] = field(default_factory=dict)
+    vision_model: str | None = None
+    head: dict[str, Any] = field(default_factory=dict)
+    data: DataRecipe = field(default_factory=DataRecipe)
+
+
+def load_recipe(path: str | Path) -> StageRecipe:
+    """
+    Reads a stage's recipe.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a mapping, an unknown or a missing key; the message names it and the keys that exist.
+    """
+    path = Path(path)
+    values = yaml.safe_load(path.read_text())
+    if not isinstance(values, dict):
+        raise ValueError(f"The recipe {path} is not a mapping of keys to values.")
+    values["data"] = _build(DataRecipe, values.get("data", {}), f"{path}: data")
+    return _build(StageRecipe, values, str(path))
+
+
+def apply_head_settings(head, settings: dict[str, Any]) -> None:
+    """
+    Sets a training head's attributes (loss weights and the like) from a recipe's `head`.
+
+    Raises:
+        ValueError: the head has no such setting.
+    """
+    known = sorted(
+        name
+        for cls in type(head).__mro__
+        for name, value in vars(cls).items()
+        if cls.__module__ == type(head).__module__ and isinstance(value, int | float) and not name.startswith("_")
+    )
+    for name, value in settings.items():
+        if name not in known:
+            raise ValueError(f"Unknown key {name!r} in the recipe's head; {type(head).__name__} has {known}.")
+        setattr(head, name, value)
+
+
+def _build(cls: type[T], values: dict[str, Any], where: str) -> T:
+    known = {item.name: item for item in dataclasses.fields(cls)}
+    unknown = sorted(values.keys() - known.keys())
+    if unknown:
+        raise ValueError(f"Unknown key {unknown[0]!r} in the recipe {where}; expected some of {sorted(known)}.")
+    required = {
+        name
+        for name, item in known.items()
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+    }
+    missing = sorted(required - values.keys())
+    if missing:
+        raise ValueError(f"The recipe {where} lacks the key {missing[0]!r}.")
+    return cls(**values)

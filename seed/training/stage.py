@@ -1,0 +1,155 @@
+"""What the training scripts share: their arguments, the data they open, the run they make."""
+
+import argparse
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..configuration_seed import SeedConfig
+from ..conversion.efficientnet_lite import IMAGE_MEAN, IMAGE_STD, load_efficientnet_lite0
+from ..data.augmentation import augment
+from ..data.images import load_image
+from ..data.image_text import SkipReport, load_image_text, valid_rows
+from ..image_processing_seed import SeedImageProcessorPil
+from ..modeling_seed import SeedModel
+from .datasets import PictureSource, RunDataset
+from .feature_cache import build_feature_cache
+from .recipes import StageRecipe, load_recipe
+from .trainer import SeedTrainer
+
+
+def parse_arguments(description: str, starts_from: str | None) -> argparse.Namespace:
+    """
+    Command line of a training script.
+
+    Args:
+        starts_from: what `--init` names; None for the stage that creates the model.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--recipe", required=True, help="YAML file, see examples/recipes")
+    parser.add_argument("--data", required=True, action="append", help="image-text data; may be repeated")
+    parser.add_argument("--extra-data", action="append", default=[], help="more of it, with fewer views per picture")
+    parser.add_argument("--output", required=True, help="folder for the trained model and its checkpoints")
+    parser.add_argument("--feature-cache", help="folder for cached vision features (default: do not cache)")
+    parser.add_argument("--max-steps", type=int, help="stop after so many optimiser steps")
+    if starts_from:
+        parser.add_argument("--init", required=True, help=starts_from)
+    return parser.parse_args()
+
+
+def load_vision_model(source: str, image_size: int):
+    """The frozen vision model of a recipe: "efficientnet-lite0", or a folder or Hub id for `AutoModel`."""
+    if source == "efficientnet-lite0":
+        return load_efficientnet_lite0(image_size)
+    return AutoModel.from_pretrained(source)
+
+
+def create_model(recipe: StageRecipe, vocab_size: int) -> tuple[SeedModel, SeedImageProcessorPil]:
+    """A new [`SeedModel`] around the recipe's pretrained vision model, and its image processor."""
+    processor = make_image_processor(recipe)
+    settings = dict(recipe.model)
+    settings["qformer_config"] = settings.get("qformer_config", {}) | {"vocab_size": vocab_size}
+    if recipe.vision_model is None:
+        return SeedModel(SeedConfig(use_code_branch=False, **settings)), processor
+    vision_model = load_vision_model(recipe.vision_model, processor.size["height"])
+    config = SeedConfig(vision_config=vision_model.config.to_dict(), use_code_branch=False, **settings)
+    model = SeedModel(config)
+    model.vision_model.load_state_dict(vision_model.state_dict())
+    return model, processor
+
+
+def make_image_processor(recipe: StageRecipe) -> SeedImageProcessorPil:
+    settings = dict(recipe.image_processor)
+    if recipe.vision_model == "efficientnet-lite0":
+        settings = {"image_mean": IMAGE_MEAN, "image_std": IMAGE_STD} | settings
+    return SeedImageProcessorPil(**settings)
+
+
+def read_captions(paths: list[str]) -> list[str]:
+    """All captions of image-text data, to train a text tokenizer on."""
+    return [caption for path in paths for captions in load_image_text(path)["captions"] for caption in captions]
+
+
+def open_sources(arguments: argparse.Namespace, recipe: StageRecipe, model: SeedModel, processor) -> list[PictureSource]:
+    """Opens `--data` and `--extra-data`, and their feature caches where `--feature-cache` asks for them."""
+    sources = []
+    named = [(path, recipe.data.views) for path in arguments.data]
+    named += [(path, recipe.data.extra_views) for path in arguments.extra_data]
+    for number, (path, views) in enumerate(named):
+        dataset = load_image_text(path)
+        report = SkipReport()
+        rows = valid_rows(dataset, report)
+        if report.skipped:
+            print(report.summary())
+        dataset = dataset.select(rows)
+        images = [_Opener(dataset, row) for row in range(len(dataset))]
+        captions = dataset["captions"]
+        concepts = dataset["concept"] if "concept" in dataset.column_names else [c[0].casefold() for c in captions]
+        source = PictureSource(captions=list(captions), concepts=list(concepts), images=images)
+        if arguments.feature_cache:
+            folder = Path(arguments.feature_cache) / f"{number}-{Path(path).stem}"
+            source.cache = build_feature_cache(folder, model, processor, images, views=views, augment=augment)
+        sources.append(source)
+    return sources
+
+
+class _Opener:
+    def __init__(self, dataset, row: int):
+        self.dataset, self.row = dataset, row
+
+    def __call__(self):
+        return load_image(self.dataset[self.row]["image"])
+
+
+def run_stage(arguments: argparse.Namespace, recipe: StageRecipe, head, collator, sources: list[PictureSource]) -> None:
+    """Trains `head`, resuming from the last checkpoint under `--output` if there is one."""
+    training = dict(recipe.training)
+    checkpoints = Path(arguments.output) / "checkpoints"
+    options = TrainingArguments(
+        output_dir=str(checkpoints), remove_unused_columns=False, max_steps=1, **training
+    )
+    batch = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
+    pictures = sum(len(source) for source in sources)
+    options.max_steps = arguments.max_steps or math.ceil(recipe.epochs * pictures / batch)
+    dataset = RunDataset(
+        sources, options.max_steps * batch, options.seed, recipe.data.first_caption_probability
+    )
+    trainer = SeedTrainer(model=head, args=options, train_dataset=dataset, data_collator=collator)
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+
+
+def save_stage(output: str | Path, model: SeedModel, processor, tokenizer, recipe_path: str | Path) -> None:
+    """
+    Saves the image tokenizer, its image processor, its text tokenizer and the recipe, all or nothing.
+
+    The image processor is written under the name that `AutoImageProcessor` resolves with and without torchvision.
+    """
+    output = Path(output)
+    partial = output / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    shutil.copy(recipe_path, partial / "recipe.yaml")
+    for item in partial.iterdir():
+        os.replace(item, output / item.name)
+    partial.rmdir()
+    print(f"Saved to {output}")
+
+
+__all__ = [
+    "create_model",
+    "load_recipe",
+    "open_sources",
+    "parse_arguments",
+    "read_captions",
+    "run_stage",
+    "save_stage",
+]
