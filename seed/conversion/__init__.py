@@ -1,0 +1,1 @@
+"""Released checkpoints of others, converted into the formats of this package."""

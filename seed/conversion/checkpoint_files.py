@@ -1,0 +1,107 @@
+"""Reading released PyTorch checkpoints and writing Hub folders, without holding a large model in memory twice."""
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+
+# One shard is the most that is built in memory before it is on disk.
+MAX_SHARD_SIZE = "1GB"
+
+
+def read_state_dict(path: str | os.PathLike, what: str) -> dict[str, torch.Tensor]:
+    """
+    The tensors of a checkpoint file, mapped from disk rather than read: a tensor costs memory once it is used.
+
+    Args:
+        path: a `torch.save` file of a state dict, or of a dict that holds one under "model".
+        what: names the file in errors.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, is no state dict, or holds other objects than `weights_only` admits.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {what} at {str(path)!r}; check the path.")
+    try:
+        # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise ValueError(
+            f"{what} {str(path)!r} cannot be read ({reason}). It is truncated, no PyTorch "
+            "checkpoint, or holds more than tensors and plain values (which is never executed here): download it "
+            "again, or save its state dict alone."
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        raise ValueError(
+            f"{what} {str(path)!r} holds no state dict: expected names and tensors, at the top or under 'model'."
+        )
+    return dict(content)
+
+
+def write_safetensors(
+    folder: Path, shapes: dict[str, torch.Tensor], build: Callable[[str], torch.Tensor], dtype: torch.dtype
+) -> None:
+    """
+    Writes `model.safetensors`, or shards and their index, building the tensors of one shard at a time.
+
+    Args:
+        folder: existing folder.
+        shapes: every tensor of the model, on the meta device.
+        build: gives the tensor of a name.
+        dtype: what is written.
+    """
+    plan = split_torch_state_dict_into_shards(
+        {name: tensor.to(dtype) for name, tensor in shapes.items()},
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=MAX_SHARD_SIZE,
+    )
+    for filename, names in plan.filename_to_tensors.items():
+        tensors = {name: build(name).to(dtype).contiguous() for name in names}
+        save_file(tensors, folder / filename, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """
+    A temporary folder that becomes `path` when the block ends without an error, and vanishes otherwise.
+
+    Raises:
+        FileExistsError: `path` exists and `overwrite` is false.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{str(path)!r} exists already; choose another output or pass --overwrite.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{path.name}.partial-{os.getpid()}"
+    replaced = path.parent / f".{path.name}.replaced-{os.getpid()}"
+    partial.mkdir()
+    try:
+        yield partial
+        if path.exists():
+            path.rename(replaced)
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if replaced.is_dir():
+            shutil.rmtree(replaced)
+        else:
+            replaced.unlink(missing_ok=True)
+
+
+__all__ = ["new_folder", "read_state_dict", "write_safetensors"]

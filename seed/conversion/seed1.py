@@ -1,0 +1,447 @@
+"""The released SEED-1 checkpoint, converted into a [`SeedModel`] folder.
+
+    seed convert seed1 --vit eva_vit_g.pth --causal-qformer causal_qformer.pth --seed-tokenizer seed_tokenizer.pth \\
+        --output seed-1
+
+Sizes are read from the tensors, so that checkpoints of any size convert; only head counts cannot be and are arguments.
+Every tensor of the files is used or on `IGNORED`, and every tensor of the model is filled, else nothing is written.
+"""
+
+import argparse
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import Blip2VisionConfig
+
+from ..configuration_seed import SeedConfig
+from ..image_processing_seed import SeedImageProcessorPil
+from ..modeling_seed import SeedModel
+from .checkpoint_files import new_folder, read_state_dict, write_safetensors
+
+VIT = "visual_encoder."
+# BLIP-2 leaves out the last of EVA ViT-g's 40 blocks; eva_vit_g.pth still holds it.
+EVA_BLOCKS, BLIP2_BLOCKS = 40, 39
+
+# Source tensors that the image tokenizer has no use for, and why.
+IGNORED = {
+    r".*\.position_ids": "a buffer with the numbers 0, 1, 2, ...",
+    r"Qformer\.cls\..*": "BERT's word prediction, which only captioning uses",
+    r"Reverse_Qformer\.cls\..*": "likewise",
+    r"Reverse_Qformer\.bert\.embeddings\.(word|position)_embeddings\.weight": "the Reverse Q-Former reads no words",
+    r"Reverse_Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\..*": "likewise",
+    r"temp": "temperature of the contrastive loss: no effect on any ranking (noted in the model card)",
+    r"itm_head\..*": "BLIP-2's matching head, which SEED does not use",
+    rf"{VIT}((fc_)?norm|head)\..*|{VIT}mask_token": "EVA's own last norm and heads; ln_vision takes their place",
+}
+TEXT = (
+    r"Qformer\.bert\.embeddings\.(word|position)_embeddings\.weight"
+    r"|Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\..*|(vision|text)_proj\..*"
+)
+
+# Name in SeedModel -> name in the released files.
+_VIT_BLOCK = {
+    "layer_norm1": "norm1",
+    "layer_norm2": "norm2",
+    "self_attn.qkv": "attn.qkv",
+    "self_attn.projection": "attn.proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+_QFORMER_LAYER = {
+    "self_attn.q_proj": "attention.self.query",
+    "self_attn.k_proj": "attention.self.key",
+    "self_attn.v_proj": "attention.self.value",
+    "self_attn.out_proj": "attention.output.dense",
+    "self_attn_layer_norm": "attention.output.LayerNorm",
+    "cross_attn.q_proj": "crossattention.self.query",
+    "cross_attn.k_proj": "crossattention.self.key",
+    "cross_attn.v_proj": "crossattention.self.value",
+    "cross_attn.out_proj": "crossattention.output.dense",
+    "cross_attn_layer_norm": "crossattention.output.LayerNorm",
+    "query_mlp.fc1": "intermediate_query.dense",
+    "query_mlp.fc2": "output_query.dense",
+    "query_mlp_layer_norm": "output_query.LayerNorm",
+    "text_mlp.fc1": "intermediate.dense",
+    "text_mlp.fc2": "output.dense",
+    "text_mlp_layer_norm": "output.LayerNorm",
+}
+_DECODER_BLOCK = {
+    "self_attn_layer_norm": "norm1",
+    "self_attn.q_proj": "attn.qkv",
+    "self_attn.k_proj": "attn.qkv",
+    "self_attn.v_proj": "attn.qkv",
+    "self_attn.out_proj": "attn.proj",
+    "mlp_layer_norm": "norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+_PARAMETERS = {
+    "vision_model.embeddings.class_embedding": VIT + "cls_token",
+    "vision_model.embeddings.position_embedding": VIT + "pos_embed",
+    "qformer.query_tokens": "query_tokens",
+    "quantizer.codebook.weight": "quantize.embedding.weight",
+    "reconstruction_decoder.position_embeddings": "pos_embed",
+    "generation_decoder.position_embeddings": "pos_embed_text",
+    "reverse_qformer.query_tokens": "reverse_tokens",
+}
+_MODULES = {
+    "vision_model.embeddings.patch_embedding": VIT + "patch_embed.proj",
+    "vision_model.post_layernorm": "ln_vision",
+    "qformer.word_embeddings": "Qformer.bert.embeddings.word_embeddings",
+    "qformer.position_embeddings": "Qformer.bert.embeddings.position_embeddings",
+    "qformer.layernorm": "Qformer.bert.embeddings.LayerNorm",
+    "vision_projection": "vision_proj",
+    "text_projection": "text_proj",
+    "encode_layer.0": "encode_task_layer.0",
+    "encode_layer.2": "encode_task_layer.2",
+    "decode_layer.0": "decode_task_layer.0",
+    "decode_layer.2": "decode_task_layer.2",
+    "reverse_qformer.layernorm": "Reverse_Qformer.bert.embeddings.LayerNorm",
+    "generation_projection": "distill_text_proj",
+}
+_LAYERS = {
+    "vision_model.encoder.layers": (VIT + "blocks", _VIT_BLOCK),
+    "qformer.layers": ("Qformer.bert.encoder.layer", _QFORMER_LAYER),
+    "reconstruction_decoder.blocks": ("blocks", _DECODER_BLOCK),
+    "generation_decoder.blocks": ("blocks_text", _DECODER_BLOCK),
+    "reverse_qformer.layers": ("Reverse_Qformer.bert.encoder.layer", _QFORMER_LAYER),
+}
+
+
+@dataclass
+class Seed1Checkpoint:
+    """
+    The released tensors under one set of names.
+
+    Args:
+        tensors: names as in the released model; the ViT's begin with `visual_encoder.`.
+        ignored: tensors that the files hold and this conversion leaves out, beyond `IGNORED`.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    ignored: list[str]
+
+    @classmethod
+    def read(
+        cls,
+        vit: str | os.PathLike | None,
+        causal_qformer: str | os.PathLike,
+        seed_tokenizer: str | os.PathLike,
+        vision_layers: int | None = None,
+    ) -> "Seed1Checkpoint":
+        tensors = {}
+        if vit is not None:
+            names = read_state_dict(vit, "ViT checkpoint")
+            prefixed = any(name.startswith(VIT) for name in names)
+            tensors.update(names if prefixed else {VIT + name: tensor for name, tensor in names.items()})
+        # In the released order of loading: where two files hold one tensor, the later file's counts.
+        tensors.update(read_state_dict(causal_qformer, "Causal Q-Former checkpoint"))
+        tensors.update(read_state_dict(seed_tokenizer, "SEED tokenizer checkpoint"))
+        if not any(name.startswith(VIT) for name in tensors):
+            raise ValueError("None of the files holds the vision model (visual_encoder.*); pass --vit eva_vit_g.pth.")
+        layers = _count_layers(tensors, VIT + "blocks")
+        used = vision_layers or (BLIP2_BLOCKS if layers == EVA_BLOCKS else layers)
+        if used > layers:
+            raise ValueError(f"--vision-layers is {used}, but the file has {layers} blocks.")
+        unused = tuple(f"{VIT}blocks.{layer}." for layer in range(used, layers))
+        ignored = [name for name in tensors if name.startswith(unused)] if unused else []
+        return cls(tensors, ignored)
+
+    @property
+    def has_text_branch(self) -> bool:
+        return any(re.fullmatch(TEXT, name) for name in self.tensors)
+
+    def shape(self, name: str, rank: int) -> tuple[int, ...]:
+        if name not in self.tensors:
+            raise ValueError(f"The checkpoint lacks {name!r}, which says how large the model is. Is a file missing?")
+        shape = tuple(self.tensors[name].shape)
+        if len(shape) != rank:
+            raise ValueError(f"{name!r} has shape {shape}; expected {rank} dimensions.")
+        return shape
+
+    def num_layers(self, prefix: str) -> int:
+        return _count_layers({name: None for name in self.tensors if name not in self.ignored}, prefix)
+
+    def cross_attention_frequency(self, prefix: str) -> int:
+        """f, where layers 0, f, 2f, ... have cross-attention."""
+        with_cross = [
+            layer
+            for layer in range(self.num_layers(prefix))
+            if any(name.startswith(f"{prefix}.{layer}.crossattention.") for name in self.tensors)
+        ]
+        frequency = with_cross[1] if len(with_cross) > 1 else self.num_layers(prefix)
+        if with_cross != list(range(0, self.num_layers(prefix), frequency)):
+            raise ValueError(
+                f"{prefix} has cross-attention in layers {with_cross}; expected every n-th layer from 0 on. Are "
+                "tensors missing?"
+            )
+        return frequency
+
+    def source(self, target: str) -> tuple[str, ...]:
+        """Names of the released tensors that make up the tensor `target` of `SeedModel`."""
+        if target in _PARAMETERS:
+            return (_PARAMETERS[target],)
+        module, _, parameter = target.rpartition(".")
+        if module in _MODULES:
+            return (f"{_MODULES[module]}.{parameter}",)
+        for ours, (theirs, names) in _LAYERS.items():
+            match = re.fullmatch(rf"{re.escape(ours)}\.(\d+)\.(.+)", module)
+            if match and match[2] in names:
+                if ours.startswith("vision_model.") and target.endswith(".qkv.bias"):
+                    return tuple(f"{theirs}.{match[1]}.attn.{part}_bias" for part in "qv")
+                return (f"{theirs}.{match[1]}.{names[match[2]]}.{parameter}",)
+        raise KeyError(f"No rule gives {target!r}.")
+
+    def build(self, target: str) -> torch.Tensor:
+        """The tensor `target` of `SeedModel`, a view of the mapped file wherever it can be."""
+        sources = [self.tensors[name] for name in self.source(target)]
+        if len(sources) == 2:  # EVA has no key bias
+            query, value = sources
+            return torch.cat([query, torch.zeros_like(query), value])
+        if ".blocks." in target:
+            part = re.search(r"\.self_attn\.([qkv])_proj\.", target)
+            if part:
+                return sources[0].chunk(3)["qkv".index(part[1])]
+        return sources[0]
+
+
+def _count_layers(tensors: dict, prefix: str) -> int:
+    numbers = [re.match(rf"{re.escape(prefix)}\.(\d+)\.", name) for name in tensors]
+    return 1 + max((int(match[1]) for match in numbers if match), default=-1)
+
+
+def seed1_config(
+    checkpoint: Seed1Checkpoint, vision_heads: int = 16, qformer_heads: int = 12, decoder_heads: int = 12
+) -> SeedConfig:
+    """The configuration of a released checkpoint, from its tensors' shapes."""
+    shape = checkpoint.shape
+    _, positions, vision_width = shape(VIT + "pos_embed", 3)
+    patch_size = shape(VIT + "patch_embed.proj.weight", 4)[-1]
+    grid = math.isqrt(positions - 1)
+    if grid**2 != positions - 1:
+        raise ValueError(f"{VIT}pos_embed has {positions} positions; expected a square number and one more.")
+    _, num_queries, width = shape("query_tokens", 3)
+    codebook_size, code_dim = shape("quantize.embedding.weight", 2)
+    decoder_width = shape("blocks_text.0.mlp.fc1.weight", 2)[0]
+    qformer, reverse_qformer = "Qformer.bert.encoder.layer", "Reverse_Qformer.bert.encoder.layer"
+    text = {}
+    if checkpoint.has_text_branch:
+        embeddings = "Qformer.bert.embeddings"
+        text = {
+            "vocab_size": shape(f"{embeddings}.word_embeddings.weight", 2)[0],
+            "max_position_embeddings": shape(f"{embeddings}.position_embeddings.weight", 2)[0],
+        }
+    return SeedConfig(
+        vision_config=Blip2VisionConfig(
+            hidden_size=vision_width,
+            intermediate_size=shape(VIT + "blocks.0.mlp.fc1.weight", 2)[0],
+            num_hidden_layers=checkpoint.num_layers(VIT + "blocks"),
+            num_attention_heads=vision_heads,
+            image_size=grid * patch_size,
+            patch_size=patch_size,
+            layer_norm_eps=1e-6,
+            qkv_bias=True,
+        ),
+        vision_final_norm_eps=1e-5,
+        qformer_config={
+            "num_queries": num_queries,
+            "causal": True,
+            "hidden_size": width,
+            "num_hidden_layers": checkpoint.num_layers(qformer),
+            "num_attention_heads": qformer_heads,
+            "intermediate_size": shape(f"{qformer}.0.intermediate_query.dense.weight", 2)[0],
+            "cross_attention_frequency": checkpoint.cross_attention_frequency(qformer),
+            **text,
+        },
+        codebook_size=codebook_size,
+        code_dim=code_dim,
+        decoder_num_layers=checkpoint.num_layers("blocks_text"),
+        decoder_num_heads=decoder_heads,
+        decoder_mlp_ratio=_ratio(decoder_width, width),
+        reverse_qformer_config={
+            "num_queries": shape("reverse_tokens", 3)[1],
+            "causal": False,
+            "num_hidden_layers": checkpoint.num_layers(reverse_qformer),
+            "num_attention_heads": qformer_heads,
+            "intermediate_size": shape(f"{reverse_qformer}.0.intermediate_query.dense.weight", 2)[0],
+            "cross_attention_frequency": checkpoint.cross_attention_frequency(reverse_qformer),
+        },
+        generation_dim=shape("distill_text_proj.weight", 2)[0],
+        projection_dim=shape("vision_proj.weight", 2)[0] if text else 256,
+        use_text_branch=checkpoint.has_text_branch,
+    )
+
+
+def _ratio(part: int, whole: int) -> float:
+    """A ratio for which `int(whole * ratio)` is `part` again, whatever the rounding."""
+    ratio = part / whole
+    return ratio if int(whole * ratio) == part else math.nextafter(ratio, math.inf)
+
+
+def convert_seed1(
+    vit: str | os.PathLike | None,
+    causal_qformer: str | os.PathLike,
+    seed_tokenizer: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    vision_heads: int = 16,
+    qformer_heads: int = 12,
+    decoder_heads: int = 12,
+    vision_layers: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    overwrite: bool = False,
+) -> SeedConfig:
+    """
+    Converts the released SEED-1 files into a folder that `SeedModel.from_pretrained` loads.
+
+    Memory: the files are mapped, and what is written is built shard by shard.
+
+    Args:
+        vit: `eva_vit_g.pth`, or None if one of the other files holds `visual_encoder.*`.
+        causal_qformer: `causal_qformer.pth`. Without its text parts the converted model has no text branch.
+        seed_tokenizer: `seed_tokenizer.pth`.
+        output: folder to make: configuration, weights, image processor and model card.
+        vision_heads, qformer_heads, decoder_heads: attention heads of the ViT, both Q-Formers, both code decoders.
+        vision_layers: ViT blocks to use. Default: all, but 39 of 40, as BLIP-2 and SEED use EVA ViT-g.
+        dtype: of the written weights; float32 holds the released half-precision ViT exactly.
+        overwrite: replace an existing `output`.
+
+    Returns:
+        The configuration that was written.
+
+    Raises:
+        FileNotFoundError, FileExistsError: an input is missing, or `output` exists.
+        ValueError: a file cannot be read, or the tensors do not make up the model; the error lists them by name.
+    """
+    if Path(output).exists() and not overwrite:
+        raise FileExistsError(f"{str(output)!r} exists already; choose another output or pass --overwrite.")
+    checkpoint = Seed1Checkpoint.read(vit, causal_qformer, seed_tokenizer, vision_layers)
+    config = seed1_config(checkpoint, vision_heads, qformer_heads, decoder_heads)
+    with torch.device("meta"):
+        targets = SeedModel(config).state_dict()
+    _check(checkpoint, targets)
+    config.architectures = ["SeedModel"]
+    config.dtype = dtype
+    image_size = config.vision_config.image_size
+    with new_folder(output, overwrite) as folder:
+        write_safetensors(folder, targets, checkpoint.build, dtype)
+        config.save_pretrained(folder)
+        SeedImageProcessorPil(size={"height": image_size, "width": image_size}).save_pretrained(folder)
+        (folder / "README.md").write_text(_card(checkpoint, [vit, causal_qformer, seed_tokenizer]))
+    return config
+
+
+def _check(checkpoint: Seed1Checkpoint, targets: dict[str, torch.Tensor]) -> None:
+    """Raises one error that lists every tensor that is missing, of another shape, or of no known use."""
+    missing, misshapen, used = [], [], set()
+    for target, expected in targets.items():
+        sources = checkpoint.source(target)
+        used.update(sources)
+        absent = [name for name in sources if name not in checkpoint.tensors]
+        missing += absent
+        if not absent:
+            got = tuple(checkpoint.build(target).shape)
+            if got != tuple(expected.shape):
+                misshapen.append(f"{' + '.join(sources)} gives {got}, {target} is {tuple(expected.shape)}")
+    unknown = [
+        name
+        for name in checkpoint.tensors
+        if name not in used
+        and name not in checkpoint.ignored
+        and not any(re.fullmatch(pattern, name) for pattern in IGNORED)
+    ]
+    problems = {"missing": sorted(set(missing)), "of another shape": misshapen, "of no known use": sorted(unknown)}
+    if any(problems.values()):
+        lines = [f"{len(names)} {problem}:\n  " + "\n  ".join(names) for problem, names in problems.items() if names]
+        raise ValueError(
+            "These files are not a whole SEED-1 checkpoint; nothing was written. Download the files again, or check "
+            "that all are of SEED-1 and of one model. Tensors\n" + "\n".join(lines)
+        )
+
+
+def _card(checkpoint: Seed1Checkpoint, files: list[str | os.PathLike | None]) -> str:
+    names = ", ".join(f"`{Path(file).name}` ({Path(file).stat().st_size} bytes)" for file in files if file is not None)
+    lines = [
+        "---",
+        "license: apache-2.0",
+        "library_name: transformers",
+        "tags: [seed, image-tokenizer]",
+        "---",
+        "",
+        "# SEED-1 image tokenizer, converted",
+        "",
+        f"Converted by `seed convert seed1` from {names}; weights unchanged, names and layout of `SeedModel`.",
+        "",
+        "The SEED-1 release (branch v1 of its code) is under Apache-2.0, parts of it under BSD-3-Clause (LAVIS). The",
+        "vision model is BLIP-2's EVA ViT-g. Whoever passes these weights on passes those terms on.",
+        "",
+        "Preprocessing: RGB, squashed to a square by bicubic interpolation, CLIP's mean and standard deviation.",
+    ]
+    if not checkpoint.has_text_branch:
+        lines += ["", "The source files hold no text parts, so retrieval by text (`get_text_features`) is missing."]
+    if "temp" in checkpoint.tensors:
+        temperature = float(checkpoint.tensors["temp"])
+        lines += ["", f"Contrastive temperature at the end of stage I: {temperature:.5g}."]
+    lines += [
+        "",
+        "```python",
+        "from seed import SeedModel",
+        "",
+        'model = SeedModel.from_pretrained("PATH_OF_THIS_FOLDER")',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def register(subparsers) -> None:
+    """Adds `seed1` to the sub-commands of `seed convert`."""
+    parser = subparsers.add_parser(
+        "seed1",
+        help="convert the released SEED-1 image tokenizer",
+        description="Converts the released SEED-1 files into a folder that SeedModel.from_pretrained loads.",
+    )
+    add_arguments(parser)
+    parser.set_defaults(func=main)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vit", help="eva_vit_g.pth; not needed if another file holds visual_encoder.*")
+    parser.add_argument("--causal-qformer", required=True, help="causal_qformer.pth")
+    parser.add_argument("--seed-tokenizer", required=True, help="seed_tokenizer.pth")
+    parser.add_argument("--output", required=True, help="folder to make")
+    parser.add_argument("--vision-heads", type=int, default=16, help="attention heads of the ViT (default: 16)")
+    parser.add_argument("--qformer-heads", type=int, default=12, help="of both Q-Formers (default: 12)")
+    parser.add_argument("--decoder-heads", type=int, default=12, help="of both code decoders (default: 12)")
+    parser.add_argument("--vision-layers", type=int, help="ViT blocks to use (default: all, but 39 of 40)")
+    parser.add_argument(
+        "--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the written weights"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
+
+
+def main(args: argparse.Namespace) -> int:
+    config = convert_seed1(
+        args.vit,
+        args.causal_qformer,
+        args.seed_tokenizer,
+        args.output,
+        vision_heads=args.vision_heads,
+        qformer_heads=args.qformer_heads,
+        decoder_heads=args.decoder_heads,
+        vision_layers=args.vision_layers,
+        dtype=getattr(torch, args.dtype),
+        overwrite=args.overwrite,
+    )
+    print(
+        f"Wrote {args.output}: {config.num_codes} codes of {config.codebook_size}, text branch: "
+        f"{'yes' if config.use_text_branch else 'no'}."
+    )
+    return 0
+
+
+__all__ = ["Seed1Checkpoint", "add_arguments", "convert_seed1", "main", "register", "seed1_config"]
