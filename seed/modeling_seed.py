@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModel, Blip2VisionConfig, Blip2VisionModel, PreTrainedModel
 from transformers import initialization as init
@@ -113,19 +114,38 @@ class SeedPreTrainedModel(PreTrainedModel):
                 initialised: a training stage names what it adds.
 
         Raises:
-            ValueError: tensors are missing or have another shape.
+            ValueError: tensors are missing or have another shape (the latter unless `ignore_mismatched_sizes`).
+            OSError: a file is missing or truncated.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
+        ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
+        checkpoint = f"The checkpoint {str(pretrained_model_name_or_path)!r}"
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *model_args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, by name
+                **kwargs,
+            )
+        except SafetensorError as error:
+            raise OSError(
+                f"{checkpoint} has a weights file that is truncated or damaged ({error}): download or copy it again."
+            ) from error
         missing = sorted(key for key in info["missing_keys"] if not key.startswith(tuple(new_modules)))
         if missing:
             raise ValueError(
-                f"The checkpoint {str(pretrained_model_name_or_path)!r} lacks {len(missing)} tensors of "
-                f"{cls.__name__}, e.g. {missing[:5]}. It is incomplete or of another architecture: download or "
-                "convert it again; if it comes from an earlier training stage, name the parts that are new in "
-                "new_modules=(...)."
+                f"{checkpoint} lacks {len(missing)} tensors of {cls.__name__}, e.g. {missing[:5]}. It is incomplete "
+                "or of another architecture: download or convert it again; if it comes from an earlier training "
+                "stage, name the parts that are new in new_modules=(...)."
+            )
+        mismatched = sorted(info["mismatched_keys"])
+        if mismatched and not ignore_mismatched:
+            name, stored, expected = mismatched[0]
+            raise ValueError(
+                f"{checkpoint} has {len(mismatched)} tensors of another shape than {cls.__name__} with this config, "
+                f"e.g. {name!r} of {tuple(stored)} instead of {tuple(expected)}. Load it with its own config, or pass "
+                "ignore_mismatched_sizes=True to start those tensors afresh."
             )
         for module in model.modules():
             if isinstance(module, SeedModel):
@@ -221,8 +241,7 @@ class SeedModel(SeedPreTrainedModel):
         self, pixel_values: torch.Tensor | None = None, vision_features: torch.Tensor | None = None
     ) -> torch.Tensor:
         """What the Q-Former reads: patch features, normalised where `vision_feature_layernorm` asks for it."""
-        if (pixel_values is None) == (vision_features is None):
-            raise ValueError("Pass either pixel_values or vision_features.")
+        _require_one(pixel_values=pixel_values, vision_features=vision_features)
         if vision_features is None:
             vision_features = self.get_vision_features(pixel_values)
         vision_features = vision_features.to(self.dtype)
@@ -243,6 +262,7 @@ class SeedModel(SeedPreTrainedModel):
             causal_embeddings: `(batch, num_codes, hidden_size)`.
         """
         self._require_code_branch()
+        _require_one(pixel_values=pixel_values, vision_features=vision_features, causal_embeddings=causal_embeddings)
         if causal_embeddings is None:
             causal_embeddings = self.get_causal_embeddings(pixel_values, vision_features)
         return self.quantizer.nearest_codes(self.encode_layer(causal_embeddings))
@@ -300,6 +320,9 @@ class SeedModel(SeedPreTrainedModel):
             bidirectional Q-Former (BLIP-2) `(batch, num_queries, projection_dim)`, of which the best counts.
         """
         self._require_text_branch()
+        _require_one(
+            pixel_values=pixel_values, codes=codes, vision_features=vision_features, causal_embeddings=causal_embeddings
+        )
         if codes is not None:
             causal_embeddings = self.reconstruct_causal_embeddings(codes)
         elif causal_embeddings is None:
@@ -312,8 +335,8 @@ class SeedModel(SeedPreTrainedModel):
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """
-        L2-normalised contrastive features of texts, `(batch, length)` -> `(batch, projection_dim)`, read from the first
-        token (`[CLS]`).
+        L2-normalised contrastive features of texts, `(batch, length)` -> `(batch, projection_dim)`, read from the
+        first token (`[CLS]`).
         """
         self._require_text_branch()
         hidden_states = self.qformer(input_ids=input_ids, attention_mask=attention_mask)
@@ -337,8 +360,7 @@ class SeedModel(SeedPreTrainedModel):
             codes: `(batch, num_codes)`, instead of `pixel_values`.
             prefix_length: see [`SeedModel.decode_image_tokens`].
         """
-        if (pixel_values is None) == (codes is None):
-            raise ValueError("Pass either pixel_values or codes.")
+        _require_one(pixel_values=pixel_values, codes=codes)
         causal_embeddings = None
         if codes is None:
             causal_embeddings = self.get_causal_embeddings(pixel_values)
@@ -351,8 +373,8 @@ class SeedModel(SeedPreTrainedModel):
 
     def set_empty_prompt_embeds(self, embeds: torch.Tensor) -> None:
         """
-        Stores the text features of the empty prompt, `(1, 77, generation_dim)`, which diffusion guidance needs, so that
-        drawing from codes needs no text encoder.
+        Stores the text features of the empty prompt, `(1, 77, generation_dim)`, which diffusion guidance needs, so
+        that drawing from codes needs no text encoder.
         """
         expected = (1, self.config.reverse_qformer_config.num_queries, self.config.generation_dim)
         if tuple(embeds.shape) != expected:
@@ -365,8 +387,8 @@ class SeedModel(SeedPreTrainedModel):
         num_codes = self.config.num_codes
         if codes.dim() != 2 or codes.shape[1] != num_codes:
             raise ValueError(
-                f"codes have shape {tuple(codes.shape)}; expected (batch, {num_codes}). To draw from fewer codes, pass "
-                f"all {num_codes} and prefix_length."
+                f"codes have shape {tuple(codes.shape)}; expected (batch, {num_codes}). To draw from fewer codes, "
+                f"pass all {num_codes} and prefix_length."
             )
         if prefix_length is not None and not 1 <= prefix_length <= num_codes:
             raise ValueError(f"prefix_length is {prefix_length}; expected 1 .. {num_codes}.")
@@ -376,13 +398,19 @@ class SeedModel(SeedPreTrainedModel):
     def _require_code_branch(self) -> None:
         if not self.config.use_code_branch:
             raise ValueError(
-                "This checkpoint has no codebook yet (use_code_branch is false): it comes from stage I. Train stage II "
-                "on it (examples/train_stage2.py), or load a finished image tokenizer."
+                "This checkpoint has no codebook yet (use_code_branch is false): it comes from stage I. Train stage "
+                "II on it (examples/train_stage2.py), or load a finished image tokenizer."
             )
 
     def _require_text_branch(self) -> None:
         if not self.config.use_text_branch:
             raise ValueError("This model was loaded without its text branch; load it with use_text_branch=True.")
+
+
+def _require_one(**arguments: torch.Tensor | None) -> None:
+    given = [name for name, value in arguments.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"Pass exactly one of {', '.join(arguments)}; got {', '.join(given) or 'none'}.")
 
 
 def _build_vision_model(config) -> PreTrainedModel:
