@@ -321,7 +321,10 @@ class SeedModel(SeedPreTrainedModel):
         """
         self._require_text_branch()
         _require_one(
-            pixel_values=pixel_values, codes=codes, vision_features=vision_features, causal_embeddings=causal_embeddings
+            pixel_values=pixel_values,
+            codes=codes,
+            vision_features=vision_features,
+            causal_embeddings=causal_embeddings,
         )
         if codes is not None:
             causal_embeddings = self.reconstruct_causal_embeddings(codes)
