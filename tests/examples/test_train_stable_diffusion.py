@@ -67,11 +67,11 @@ def test_tokenizer_is_laid_out_as_clips(trained):
 
 def test_a_resumed_run_repeats_the_unbroken_one(script, data, trained, tmp_path):
     recipe = yaml.safe_load(SMOKE.read_text())
-    for stage in ("vae", "text", "unet"):
+    for stage in ("vae", "decoder", "text", "unet"):
         recipe[stage]["steps"] = 1
     shorter = tmp_path / "shorter.yaml"
     shorter.write_text(yaml.safe_dump(recipe))
-    for stage in ("vae", "text", "unet"):
+    for stage in ("vae", "decoder", "text", "unet"):
         for config, resume in ((shorter, []), (SMOKE, ["--resume"])):
             script.main(
                 ["--config", str(config), "--data", str(data), "--output", str(tmp_path), "--stage", stage, *resume]
