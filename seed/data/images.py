@@ -1,0 +1,198 @@
+"""Open any picture as plain RGB, or say what is wrong with it."""
+
+import io
+import os
+import struct
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+# Decoded size over which a picture counts as a decompression bomb: Pillow's own limit for an error (it warns at half
+# of it), 540 MB as RGB. A 20,000 x 8,900 panorama passes.
+MAX_PIXELS = 178_956_970
+
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+
+ImageSource = str | os.PathLike | bytes | dict | Image.Image
+
+
+class InvalidImageError(ValueError):
+    """A source that is no usable picture. The message names the source, what is wrong and what to do."""
+
+
+def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A picture as RGB, upright, on white where it was transparent.
+
+    EXIF orientation is applied; CMYK goes through its embedded colour profile where it has one; 16-bit and float
+    pictures are scaled to 8 bits, not clipped; of an animated file the first frame
+    is taken (of an open PIL image the frame it stands at).
+
+    Args:
+        source: a path, the bytes of a file, a PIL image, or what `datasets.Image(decode=False)` yields,
+            `{"bytes": ..., "path": ...}`.
+        max_pixels: largest width times height; more is refused before it is decoded. Pillow has the same limit; to
+            go over it, raise `PIL.Image.MAX_IMAGE_PIXELS` as well.
+
+    Raises:
+        InvalidImageError: no such file, empty, no image, truncated, or larger than `max_pixels`.
+    """
+    name = describe(source)
+    try:
+        if isinstance(source, Image.Image):
+            _check_size(source, name, max_pixels)
+            return _upright_rgb(source)
+        with warnings.catch_warnings():
+            # Half of the limit is no reason for a warning; what is over it is refused below.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(_readable(source, name)) as image:
+                _check_size(image, name, max_pixels)
+                return _upright_rgb(image)
+    except InvalidImageError:
+        raise
+    except FileNotFoundError as error:
+        raise InvalidImageError(
+            f"{name}: no such file. Check the path, or the folder that paths are relative to."
+        ) from error
+    except IsADirectoryError as error:
+        raise InvalidImageError(
+            f"{name}: a folder, not an image. Use list_images to find the images in it."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise InvalidImageError(
+            f"{name}: not an image that Pillow can read. Convert it to PNG or JPEG, or remove it."
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise InvalidImageError(f"{name}: too large ({error}). Scale it down first.") from error
+    except PermissionError as error:
+        raise InvalidImageError(f"{name}: may not be read. Change its permissions.") from error
+    except MemoryError as error:
+        raise InvalidImageError(f"{name}: does not fit into memory when decoded. Scale it down first.") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+        # What Pillow's decoders raise on damaged files differs by format.
+        raise InvalidImageError(f"{name}: truncated or damaged ({error}). Fetch it again, or remove it.") from error
+
+
+def describe(source: ImageSource) -> str:
+    """Short name of a source for messages and reports."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    if isinstance(source, dict) and source.get("path"):
+        return str(source["path"])
+    if isinstance(source, dict):
+        return describe(source["bytes"]) if source.get("bytes") is not None else "image without bytes and path"
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"image of {len(source)} bytes"
+    if isinstance(source, Image.Image):
+        return getattr(source, "filename", "") or f"PIL image ({source.mode}, {source.width} x {source.height})"
+    return f"object of type {type(source).__name__}"
+
+
+def _readable(source: ImageSource, name: str) -> str | io.BytesIO:
+    if isinstance(source, dict):
+        if source.get("bytes") is None and not source.get("path"):
+            raise InvalidImageError(f"{name}: expected a dict with 'bytes' or 'path', found keys {sorted(source)}.")
+        source = source["bytes"] if source.get("bytes") is not None else source["path"]
+    if isinstance(source, (str, os.PathLike)):
+        if os.path.isfile(source) and os.path.getsize(source) == 0:
+            raise InvalidImageError(f"{name}: the file is empty. Fetch it again, or remove it.")
+        return os.fspath(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        if len(source) == 0:
+            raise InvalidImageError(f"{name}: no bytes. Fetch the image again, or remove it.")
+        return io.BytesIO(source)
+    raise InvalidImageError(f"{name}: expected a path, bytes, a PIL image or a dict with 'bytes' or 'path'.")
+
+
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise InvalidImageError(f"{name}: has no pixels ({width} x {height}). Remove it.")
+    if width * height > max_pixels:
+        raise InvalidImageError(
+            f"{name}: {width} x {height} pixels, over the limit of {max_pixels:,} that guards against decompression "
+            "bombs. Scale it down first."
+        )
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        image = ImageOps.exif_transpose(image)
+    except (struct.error, SyntaxError, ValueError, KeyError, TypeError):
+        pass  # damaged EXIF data are no reason to lose the picture
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image if image.__class__ is Image.Image else image.copy()
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _eight_bits(image).convert("RGB")
+    if image.mode == "CMYK":
+        return _from_cmyk(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image.convert("RGBA"))
+        return canvas.convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey pictures with more than 8 bits, scaled so that full range stays full range.
+
+    16-bit files (and mode `I`, in which Pillow opens some of them) span 0 .. 65535. Mode `F` has no agreed range:
+    0 .. 1 where all values lie in it, else 0 .. 255 or 0 .. 65535, whichever holds the largest value (our choice).
+    """
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    full = 65535.0
+    if image.mode == "F":
+        full = next((full for full in (1.0, 255.0) if values.max() <= full), 65535.0)
+    elif image.mode == "I" and 0 <= values.min() and values.max() <= 255:
+        full = 255.0
+    return Image.fromarray(np.clip(values * (255.0 / full) + 0.5, 0, 255).astype(np.uint8))
+
+
+def _from_cmyk(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    if profile:
+        try:
+            return ImageCms.profileToProfile(
+                image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
+        except ImageCms.PyCMSError:
+            pass  # a damaged profile is no reason to lose the picture; the plain formula below needs none
+    return image.convert("RGB")
+
+
+def list_images(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:
+    """Image files among `paths`: files as given, folders searched recursively; sorted within each folder, no repeats.
+
+    A file that is named is taken whatever its suffix (opening it will tell); in folders, files count as images by
+    suffix (`IMAGE_SUFFIXES`), and hidden files and folders are left out.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: no paths, or a folder without images.
+    """
+    paths = [Path(paths)] if isinstance(paths, (str, os.PathLike)) else [Path(path) for path in paths]
+    if not paths:
+        raise ValueError("no paths given: name at least one image or a folder with images.")
+    found: dict[Path, None] = {}
+    for path in paths:
+        if path.is_dir():
+            images = sorted(
+                file
+                for file in path.rglob("*")
+                if file.suffix.lower() in IMAGE_SUFFIXES
+                and not any(part.startswith(".") for part in file.relative_to(path).parts)
+                and file.is_file()
+            )
+            if not images:
+                raise ValueError(f"{path}: no images in this folder; looked for {', '.join(sorted(IMAGE_SUFFIXES))}.")
+            found.update(dict.fromkeys(images))
+        elif path.exists():
+            found[path] = None
+        else:
+            raise FileNotFoundError(f"{path}: no such file or folder.")
+    return list(found)
