@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING
 
+from .auto_classes import register_auto_classes, register_on_import
+
 __version__ = "0.1.0"
 
 # Public name -> the module that defines it. Imported on first use, so that `import seed` costs nothing.
@@ -40,3 +42,22 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_MODULE_OF])
+
+
+def default_model() -> str:
+    """Folder of seed-tiny, the trained small SEED that comes with the package."""
+    from importlib.resources import files
+    from pathlib import Path
+
+    installed = Path(str(files(__name__))) / "hub_configs" / "seed-tiny"
+    if installed.is_dir():
+        return str(installed)
+    checkout = Path(__file__).resolve().parent.parent / "hub_configs" / "seed-tiny"
+    if checkout.is_dir():
+        return str(checkout)
+    raise FileNotFoundError(
+        f"seed-tiny is neither at {installed} nor at {checkout}; install the package again or name a model with --model."
+    )
+
+
+register_on_import()

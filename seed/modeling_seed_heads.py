@@ -123,14 +123,7 @@ class SeedForImageTextPretraining(SeedForContrastiveLearning):
         width = config.qformer_config.hidden_size
         self.matching_head = nn.Linear(width, 2)
         self.captioning_transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
-        self.captioning_bias = nn.Parameter(torch.zeros(config.qformer_config.vocab_size))
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if module is self:
-            init.zeros_(self.captioning_bias)
 
     @can_return_tuple
     def forward(
@@ -178,7 +171,7 @@ class SeedForImageTextPretraining(SeedForContrastiveLearning):
     def _caption(self, features, input_ids, attention_mask):
         hidden_states = self.model.qformer(features, input_ids, attention_mask, causal_text=True)
         words = self.captioning_transform(hidden_states[:, self.config.num_codes :])
-        logits = nn.functional.linear(words, self.model.qformer.word_embeddings.weight, self.captioning_bias)
+        logits = nn.functional.linear(words, self.model.qformer.word_embeddings.weight)  # tied, as BERT's
         return captioning_loss(logits, input_ids.masked_fill(attention_mask == 0, -100))
 
 

@@ -24,14 +24,19 @@ from .recipes import StageRecipe, load_recipe
 from .trainer import SeedTrainer
 
 
-def parse_arguments(description: str, starts_from: str | None) -> argparse.Namespace:
+def parse_arguments(
+    description: str, starts_from: str | None, extra: dict[str, str] | None = None
+) -> argparse.Namespace:
     """
     Command line of a training script.
 
     Args:
         starts_from: what `--init` names; None for the stage that creates the model.
+        extra: further required options and their help.
     """
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", required=True, help="YAML file, see examples/recipes")
     parser.add_argument("--data", required=True, action="append", help="image-text data; may be repeated")
     parser.add_argument("--extra-data", action="append", default=[], help="more of it, with fewer views per picture")
@@ -40,6 +45,8 @@ def parse_arguments(description: str, starts_from: str | None) -> argparse.Names
     parser.add_argument("--max-steps", type=int, help="stop after so many optimiser steps")
     if starts_from:
         parser.add_argument("--init", required=True, help=starts_from)
+    for option, text in (extra or {}).items():
+        parser.add_argument(option, required=True, help=text)
     return parser.parse_args()
 
 

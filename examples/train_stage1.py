@@ -1,0 +1,38 @@
+"""Stage I: a Causal Q-Former, contrastive on its last embedding (paper, section 3.1).
+
+Starts from a bidirectional Q-Former (BLIP-2's, or examples/train_qformer.py's) and makes its queries causal.
+
+    python examples/train_stage1.py --recipe examples/recipes/stage1/tiny.yaml --init runs/qformer \
+        --data emoji64/train.parquet --extra-data icons64.parquet \
+        --feature-cache runs/features --output runs/stage1
+
+Run it again with the same arguments to resume. Several processes: `accelerate launch examples/train_stage1.py ...`;
+negatives are gathered from all of them.
+"""
+
+from transformers import AutoTokenizer
+
+from seed import SeedConfig, SeedForContrastiveLearning, SeedImageProcessorPil
+from seed.training.datasets import ContrastiveCollator
+from seed.training.recipes import apply_head_settings, load_recipe
+from seed.training.stage import open_sources, parse_arguments, run_stage, save_stage
+
+
+def main() -> None:
+    arguments = parse_arguments(__doc__, starts_from="folder or Hub id of the pretrained bidirectional model")
+    recipe = load_recipe(arguments.recipe)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.init)
+    processor = SeedImageProcessorPil.from_pretrained(arguments.init)
+
+    config = SeedConfig.from_pretrained(arguments.init, use_code_branch=False, **recipe.model)
+    config.qformer_config.causal = True
+    head = SeedForContrastiveLearning.from_pretrained(arguments.init, config=config, new_modules=("temperature",))
+    apply_head_settings(head, recipe.head)
+    sources = open_sources(arguments, recipe, head.model, processor)
+    collator = ContrastiveCollator(tokenizer, processor, recipe.data.max_text_length)
+    run_stage(arguments, recipe, head, collator, sources)
+    save_stage(arguments.output, head.model, processor, tokenizer, arguments.recipe)
+
+
+if __name__ == "__main__":
+    main()

