@@ -110,25 +110,16 @@ class SeedPipeline(DiffusionPipeline):
             FileNotFoundError, OSError: a folder or file is missing.
             ValueError: no decoder is named, or it does not fit the image tokenizer.
         """
-        folder = _fetch(pretrained_model_name_or_path, hub_options, ["*.json"])
-        settings = _read_settings(folder)
-        if _model_type(folder) == "seed":
-            tokenizer_folder = _fetch(pretrained_model_name_or_path, hub_options, ["*.json", "*.safetensors"])
-        else:
-            tokenizer_folder = _follow(
-                pretrained_model_name_or_path, settings.get("image_tokenizer", IMAGE_TOKENIZER_FOLDER), hub_options, [""]
-            )
+        settings = _read_settings(_fetch(pretrained_model_name_or_path, hub_options, ["*.json"]))
+        tokenizer_folder = resolve_image_tokenizer(pretrained_model_name_or_path, **hub_options)
         if image_tokenizer is None:
             image_tokenizer = SeedModel.from_pretrained(tokenizer_folder, use_text_branch=False, dtype=dtype)
         image_tokenizer.eval()
         weights_dtype = image_tokenizer.dtype if dtype == "auto" else dtype
 
         text_parts = [] if image_tokenizer.config.has_empty_prompt_embeds else ["text_encoder/", "tokenizer/"]
-        decoder_folder = _follow(
-            pretrained_model_name_or_path,
-            decoder or settings.get("decoder", DECODER_FOLDER),
-            hub_options,
-            ["model_index.json", "unet/", "vae/", "scheduler/", *text_parts],
+        decoder_folder = resolve_decoder(
+            pretrained_model_name_or_path, decoder, ("unet/", "vae/", "scheduler/", *text_parts), **hub_options
         )
         text = {}
         if text_parts:
@@ -299,6 +290,46 @@ class SeedPipeline(DiffusionPipeline):
         return pipeline
 
 
+def resolve_image_tokenizer(name: str | Path, **hub_options) -> Path:
+    """
+    The folder of the image tokenizer (weights, image processor, text tokenizer) that a model argument names.
+
+    Args:
+        name: a repository with `image_tokenizer/` or a pointer to it, or the image tokenizer's own folder or Hub id.
+        hub_options: as in [`SeedPipeline.from_pretrained`].
+
+    Raises:
+        FileNotFoundError: the repository has no image tokenizer.
+    """
+    folder = _fetch(name, hub_options, ["*.json"])
+    if _model_type(folder) == "seed":
+        return _fetch(name, hub_options, ["*.json", "*.safetensors", "*.txt"])
+    pointer = _read_settings(folder).get("image_tokenizer", IMAGE_TOKENIZER_FOLDER)
+    return _follow(name, pointer, hub_options, [""])
+
+
+def resolve_decoder(
+    name: str | Path,
+    decoder: str | Path | None = None,
+    parts: tuple[str, ...] = ("unet/", "vae/", "scheduler/", "text_encoder/", "tokenizer/"),
+    **hub_options,
+) -> Path:
+    """
+    The folder of the Stable Diffusion model that a SEED repository draws with.
+
+    Args:
+        name: the SEED repository.
+        decoder: a folder or Hub id to use instead of the one that is named there.
+        parts: the sub-folders that are needed; others are not downloaded.
+        hub_options: as in [`SeedPipeline.from_pretrained`].
+
+    Raises:
+        FileNotFoundError: the repository has no decoder, and none is given.
+    """
+    settings = _read_settings(_fetch(name, hub_options, ["*.json"]))
+    return _follow(name, decoder or settings.get("decoder", DECODER_FOLDER), hub_options, ["model_index.json", *parts])
+
+
 def write_settings(folder: Path, settings: dict) -> None:
     """Writes `processor_config.json`, all or nothing."""
     temporary = folder / (POINTER_FILE + ".tmp")
@@ -343,4 +374,4 @@ def _follow(root: str | Path, pointer: str | Path, hub_options: dict, parts: lis
     return _fetch(pointer, hub_options, [f"{part}*" for part in parts])
 
 
-__all__ = ["SeedPipeline", "SeedPipelineOutput"]
+__all__ = ["SeedPipeline", "SeedPipelineOutput", "resolve_decoder", "resolve_image_tokenizer"]
