@@ -1,11 +1,12 @@
 """SEED's image tokenizer: an image to 32 causal codes, and codes to Stable Diffusion's text-feature space."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModel, Blip2VisionConfig, Blip2VisionModel, PreTrainedModel
+from transformers import MODEL_MAPPING, Blip2VisionConfig, Blip2VisionModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -13,7 +14,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_seed import SeedConfig
 from .modeling_seed_qformer import SeedAttention, SeedMLP, SeedQFormer
-from .quantization_seed import SeedVectorQuantizer
+from .quantization_seed import SeedCodebook, SeedVectorQuantizer
 
 
 @dataclass
@@ -97,10 +98,10 @@ class SeedPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, SeedCodeDecoder):
             init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
-        elif isinstance(module, SeedVectorQuantizer):
+        elif isinstance(module, SeedCodebook):
             # As released; stage II may move the codes onto the data (`initialize_from_data`).
-            bound = 1.0 / module.codebook_size
-            init.uniform_(module.codebook.weight, -bound, bound)
+            bound = 1.0 / module.num_embeddings
+            init.uniform_(module.weight, -bound, bound)
         elif isinstance(module, SeedModel) and self.config.has_empty_prompt_embeds:
             init.zeros_(module.empty_prompt_embeds)
 
@@ -115,11 +116,15 @@ class SeedPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: tensors are missing or have another shape (the latter unless `ignore_mismatched_sizes`).
-            OSError: a file is missing or truncated.
+            FileNotFoundError, OSError: a file is missing or truncated.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
         checkpoint = f"The checkpoint {str(pretrained_model_name_or_path)!r}"
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
+        if folder.is_dir() and kwargs.get("config") is None and not (folder / "config.json").is_file():
+            # transformers would build the full-size default model.
+            raise FileNotFoundError(f"{checkpoint} has no config.json: download or copy it again.")
         try:
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path,
@@ -416,11 +421,13 @@ def _require_one(**arguments: torch.Tensor | None) -> None:
         raise ValueError(f"Pass exactly one of {', '.join(arguments)}; got {', '.join(given) or 'none'}.")
 
 
-def _build_vision_model(config) -> PreTrainedModel:
+def _build_vision_model(config: PreTrainedConfig) -> PreTrainedModel:
     # BLIP-2's ViT is a public model of transformers that AutoModel does not list.
-    if isinstance(config, Blip2VisionConfig):
-        return Blip2VisionModel._from_config(config)
-    return AutoModel.from_config(config)
+    model_class = Blip2VisionModel if isinstance(config, Blip2VisionConfig) else MODEL_MAPPING[type(config)]
+    if config._attn_implementation == "sdpa" and not model_class._supports_sdpa:
+        # Asked for by name, sdpa would be refused for a vision model without attention, such as EfficientNet.
+        config._attn_implementation = "eager"
+    return model_class._from_config(config)
 
 
 __all__ = ["SeedModel", "SeedOutput", "SeedPreTrainedModel"]

@@ -27,6 +27,10 @@ class SeedQuantizerOutput(ModelOutput):
     loss: torch.FloatTensor | None = None
 
 
+class SeedCodebook(nn.Embedding):
+    """The code vectors: an embedding with an initialisation of its own (`SeedPreTrainedModel._init_weights`)."""
+
+
 class SeedVectorQuantizer(nn.Module):
     """
     VQ codebook of SEED (paper, section 3.2; 8192 x 32).
@@ -45,7 +49,7 @@ class SeedVectorQuantizer(nn.Module):
         self.codebook_size = codebook_size
         self.code_dim = code_dim
         self.loss_weighting = loss_weighting
-        self.codebook = nn.Embedding(codebook_size, code_dim)
+        self.codebook = SeedCodebook(codebook_size, code_dim)
 
     def forward(self, vectors: torch.Tensor) -> SeedQuantizerOutput:
         """
@@ -161,4 +165,4 @@ def codebook_usage(counts: torch.Tensor) -> dict[str, float]:
     return {"usage": float((counts > 0).double().mean()), "perplexity": float(entropy.exp())}
 
 
-__all__ = ["SeedQuantizerOutput", "SeedVectorQuantizer", "codebook_usage"]
+__all__ = ["SeedCodebook", "SeedQuantizerOutput", "SeedVectorQuantizer", "codebook_usage"]
