@@ -1,6 +1,7 @@
 """The diffusers pipeline of SEED: images or codes in, images out, drawn by any Stable Diffusion 1.x UNet and VAE."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline,
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput
 from huggingface_hub import snapshot_download
+from huggingface_hub.utils import HFValidationError
 from PIL import Image
 from transformers import AutoTokenizer, CLIPTextModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -68,8 +70,8 @@ class SeedPipeline(DiffusionPipeline):
         generation_dim, wanted = image_tokenizer.config.generation_dim, unet.config.cross_attention_dim
         if generation_dim != wanted:
             raise ValueError(
-                f"This UNet reads text features of width {wanted}, but the image tokenizer's generation embeddings have "
-                f"width {generation_dim}: they were not trained for each other. Stable Diffusion 1.x has 768."
+                f"This UNet reads text features of width {wanted}, but the image tokenizer's generation embeddings "
+                f"have width {generation_dim}: they were not trained for each other. Stable Diffusion 1.x has 768."
             )
         self.register_modules(
             image_tokenizer=image_tokenizer,
@@ -82,7 +84,7 @@ class SeedPipeline(DiffusionPipeline):
         )
         self.register_to_config(guidance_scale=guidance_scale, num_inference_steps=num_inference_steps)
 
-    # Loading and saving -----------------------------------------------------------------------------------------------
+    # Loading and saving ----------------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(
@@ -127,12 +129,13 @@ class SeedPipeline(DiffusionPipeline):
             text["tokenizer"] = AutoTokenizer.from_pretrained(decoder_folder / "tokenizer")
         stable_diffusion = StableDiffusionPipeline.from_pretrained(
             decoder_folder,
+            unet=_load_complete(UNet2DConditionModel, decoder_folder / "unet", weights_dtype),
+            vae=_load_complete(AutoencoderKL, decoder_folder / "vae", weights_dtype),
             text_encoder=None,
             tokenizer=None,
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
-            torch_dtype=weights_dtype,
         )
         return cls(
             image_tokenizer=image_tokenizer,
@@ -166,7 +169,7 @@ class SeedPipeline(DiffusionPipeline):
         }
         write_settings(root, settings)
 
-    # Drawing ----------------------------------------------------------------------------------------------------------
+    # Drawing ---------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def tokenize_images(self, images) -> torch.LongTensor:
@@ -180,14 +183,28 @@ class SeedPipeline(DiffusionPipeline):
         return self.image_tokenizer.get_image_tokens(pixel_values.to(self._execution_device))
 
     @torch.no_grad()
-    def encode_codes(self, codes: torch.LongTensor, prefix_length: int | None = None) -> torch.Tensor:
+    def encode_codes(
+        self, codes: torch.LongTensor, prefix_length: int | Sequence[int] | None = None
+    ) -> torch.Tensor:
         """
         Generation embeddings of codes, `(batch, 77, generation_dim)`, in the UNet's dtype: `prompt_embeds` for any
         Stable Diffusion 1.x pipeline (img2img, ControlNet, GLIGEN, ...).
+
+        Args:
+            codes: `(batch, num_codes)`.
+            prefix_length: use the first k codes only; a number for all rows, or one per row.
         """
-        # Through forward, where accelerate's offloading listens.
-        outputs = self.image_tokenizer(codes=codes.to(self._execution_device), prefix_length=prefix_length)
-        return outputs.generation_embeddings.to(self.unet.dtype)
+        codes = codes.to(self._execution_device)
+        if prefix_length is None or isinstance(prefix_length, int):
+            # Through forward, where accelerate's offloading listens.
+            outputs = self.image_tokenizer(codes=codes, prefix_length=prefix_length)
+            return outputs.generation_embeddings.to(self.unet.dtype)
+        if len(prefix_length) != len(codes):
+            raise ValueError(f"Got {len(prefix_length)} prefix lengths for {len(codes)} rows of codes.")
+        rows = {k: [row for row, length in enumerate(prefix_length) if length == k] for k in set(prefix_length)}
+        embeds = torch.cat([self.encode_codes(codes[rows[k]], k) for k in rows])
+        order = torch.tensor([row for k in rows for row in rows[k]], device=embeds.device)
+        return embeds[order.argsort()]
 
     @torch.no_grad()
     def encode_empty_prompt(self) -> torch.Tensor:
@@ -217,7 +234,7 @@ class SeedPipeline(DiffusionPipeline):
         self,
         images=None,
         codes: torch.LongTensor | None = None,
-        prefix_length: int | None = None,
+        prefix_length: int | Sequence[int] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
@@ -235,7 +252,7 @@ class SeedPipeline(DiffusionPipeline):
         Args:
             images: a PIL image, an array or a tensor, or a list of them; tokenised first.
             codes: `(batch, num_codes)`, instead of `images`.
-            prefix_length: draw from the first k codes only.
+            prefix_length: draw from the first k codes only; a number for all rows, or one per row.
             height, width: of the drawing in pixels; the decoder's own size if None.
             num_inference_steps: diffusion steps; the pipeline's setting if None.
             guidance_scale: diffusion guidance, against the empty prompt; 1 turns it off.
@@ -351,7 +368,33 @@ def _fetch(name: str | Path, hub_options: dict, patterns: list[str]) -> Path:
     """A local folder as it is, or the files of a Hub repository that match `patterns`."""
     if Path(name).is_dir():
         return Path(name)
-    return Path(snapshot_download(str(name), allow_patterns=patterns, **hub_options))
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=patterns, **hub_options))
+    except HFValidationError as error:
+        raise FileNotFoundError(f"{str(name)!r} is no folder here, and no id of a repository on the Hub.") from error
+    except OSError as error:
+        raise OSError(
+            f"{str(name)!r} is no folder here, and no repository of that id could be fetched from the Hub: {error}"
+        ) from error
+
+
+def _load_complete(model_class, folder: Path, dtype: torch.dtype):
+    """A model of diffusers; a tensor that its checkpoint lacks is an error, not a warning."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The decoder has no folder {str(folder)!r}: download or copy it again.")
+    try:
+        model, info = model_class.from_pretrained(
+            folder, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except OSError as error:
+        raise OSError(f"{error} The decoder is incomplete or damaged: download or copy it again.") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"The checkpoint {str(folder)!r} lacks {len(missing)} tensors of {model_class.__name__}, e.g. "
+            f"{missing[:5]}: download or copy it again."
+        )
+    return model
 
 
 def _follow(root: str | Path, pointer: str | Path, hub_options: dict, parts: list[str]) -> Path:
@@ -362,14 +405,13 @@ def _follow(root: str | Path, pointer: str | Path, hub_options: dict, parts: lis
         parts: the files and folders below it that are needed; "" is all of it.
     """
     inside = _fetch(root, hub_options, [f"{pointer}/{part}*" for part in parts]) / pointer
-    for candidate in (inside, Path(pointer)):
-        if candidate.is_dir():
-            return candidate
-    if str(pointer) in (IMAGE_TOKENIZER_FOLDER, DECODER_FOLDER) or Path(pointer).is_absolute():
+    if inside.is_dir():
+        return inside
+    if str(pointer) in (IMAGE_TOKENIZER_FOLDER, DECODER_FOLDER):
         raise FileNotFoundError(
             f"{str(root)!r} has no folder {str(pointer)!r}. A SEED repository holds image_tokenizer/ and decoder/, or "
-            f"names other repositories for them in {POINTER_FILE}; for an image tokenizer alone, pass decoder=... with "
-            "the folder or Hub id of a Stable Diffusion 1.x model."
+            f"names other repositories for them in {POINTER_FILE}; for an image tokenizer alone, pass decoder=... "
+            "with the folder or Hub id of a Stable Diffusion 1.x model."
         )
     return _fetch(pointer, hub_options, [f"{part}*" for part in parts])
 
