@@ -15,14 +15,22 @@ from transformers import AutoTokenizer
 
 from seed import SeedForImageTextPretraining
 from seed.training.datasets import ContrastiveCollator
-from seed.training.recipes import apply_head_settings, load_recipe
-from seed.training.stage import create_model, open_sources, parse_arguments, read_captions, run_stage, save_stage
+from seed.training.recipes import apply_head_settings
+from seed.training.stage import (
+    create_model,
+    open_sources,
+    parse_arguments,
+    read_captions,
+    read_recipe,
+    run_stage,
+    save_stage,
+)
 from seed.training.text_tokenizer import train_text_tokenizer
 
 
 def main() -> None:
     arguments = parse_arguments(__doc__, starts_from=None)
-    recipe = load_recipe(arguments.recipe)
+    recipe = read_recipe(arguments.recipe)
     tokenizer_folder = Path(arguments.output) / "text_tokenizer"
     if not tokenizer_folder.exists():
         captions = read_captions([*arguments.data, *arguments.extra_data])

@@ -14,13 +14,13 @@ from transformers import AutoTokenizer
 
 from seed import SeedConfig, SeedForContrastiveLearning, SeedImageProcessorPil
 from seed.training.datasets import ContrastiveCollator
-from seed.training.recipes import apply_head_settings, load_recipe
-from seed.training.stage import open_sources, parse_arguments, run_stage, save_stage
+from seed.training.recipes import apply_head_settings
+from seed.training.stage import open_sources, parse_arguments, read_recipe, run_stage, save_stage
 
 
 def main() -> None:
     arguments = parse_arguments(__doc__, starts_from="folder or Hub id of the pretrained bidirectional model")
-    recipe = load_recipe(arguments.recipe)
+    recipe = read_recipe(arguments.recipe)
     tokenizer = AutoTokenizer.from_pretrained(arguments.init)
     processor = SeedImageProcessorPil.from_pretrained(arguments.init)
 

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from seed import SeedConfig, SeedForQuantization, SeedImageProcessorPil
 from seed.training.datasets import QuantizationCollator
-from seed.training.recipes import apply_head_settings, load_recipe
-from seed.training.stage import open_sources, parse_arguments, run_stage, save_stage
+from seed.training.recipes import apply_head_settings
+from seed.training.stage import open_sources, parse_arguments, read_recipe, run_stage, save_stage
 from seed.training.text_features import TextFeatures
 
 NEW_MODULES = (
@@ -36,7 +36,7 @@ def main() -> None:
         starts_from="folder or Hub id of stage I's model",
         extra={"--decoder": "Stable Diffusion folder or Hub id whose text features are the target"},
     )
-    recipe = load_recipe(arguments.recipe)
+    recipe = read_recipe(arguments.recipe)
     tokenizer = AutoTokenizer.from_pretrained(arguments.init)
     processor = SeedImageProcessorPil.from_pretrained(arguments.init)
 

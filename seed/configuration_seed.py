@@ -1,7 +1,7 @@
 """Configuration of the SEED image tokenizer. The defaults are the paper's numbers (arXiv 2307.08041, section 3)."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, Blip2VisionConfig, CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, Blip2VisionConfig, PreTrainedConfig
 
 
 @strict

@@ -74,9 +74,7 @@ class SeedCodeDecoder(nn.Module):
         hidden_states = hidden_states + self.position_embeddings[:, : hidden_states.shape[1]]
         mask = None
         if code_mask is not None:
-            mask = create_bidirectional_mask(
-                config=self.config, inputs_embeds=hidden_states, attention_mask=code_mask
-            )
+            mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=code_mask)
         for block in self.blocks:
             hidden_states = block(hidden_states, attention_mask=mask)
         return hidden_states

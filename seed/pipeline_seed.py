@@ -183,9 +183,7 @@ class SeedPipeline(DiffusionPipeline):
         return self.image_tokenizer.get_image_tokens(pixel_values.to(self._execution_device))
 
     @torch.no_grad()
-    def encode_codes(
-        self, codes: torch.LongTensor, prefix_length: int | Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def encode_codes(self, codes: torch.LongTensor, prefix_length: int | Sequence[int] | None = None) -> torch.Tensor:
         """
         Generation embeddings of codes, `(batch, 77, generation_dim)`, in the UNet's dtype: `prompt_embeds` for any
         Stable Diffusion 1.x pipeline (img2img, ControlNet, GLIGEN, ...).

@@ -93,9 +93,7 @@ def build_feature_cache(
     device = model.device
     while done < len(images):
         rows = range(done, min(done + step, len(images)))
-        pictures = [
-            _view(images[row], view, augment, f"{seed}-{row}-{view}") for row in rows for view in range(views)
-        ]
+        pictures = [_view(images[row], view, augment, f"{seed}-{row}-{view}") for row in rows for view in range(views)]
         pixel_values = image_processor(pictures, return_tensors="pt")["pixel_values"].to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
             features = model.get_vision_features(pixel_values)

@@ -1,21 +1,20 @@
 """What the training scripts share: their arguments, the data they open, the run they make."""
 
 import argparse
-import json
 import math
 import os
 import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, TrainingArguments
+from transformers import AutoModel, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..configuration_seed import SeedConfig
 from ..conversion.efficientnet_lite import IMAGE_MEAN, IMAGE_STD, load_efficientnet_lite0
 from ..data.augmentation import augment
-from ..data.images import load_image
-from ..data.image_text import SkipReport, load_image_text, valid_rows
+from ..data.image_text import SkipReport, load_image_text
+from ..data.images import InvalidImageError, load_image
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
 from .datasets import PictureSource, RunDataset
@@ -34,9 +33,7 @@ def parse_arguments(
         starts_from: what `--init` names; None for the stage that creates the model.
         extra: further required options and their help.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="YAML file, see examples/recipes")
     parser.add_argument("--data", required=True, action="append", help="image-text data; may be repeated")
     parser.add_argument("--extra-data", action="append", default=[], help="more of it, with fewer views per picture")
@@ -48,6 +45,13 @@ def parse_arguments(
     for option, text in (extra or {}).items():
         parser.add_argument(option, required=True, help=text)
     return parser.parse_args()
+
+
+def read_recipe(path: str) -> StageRecipe:
+    """The recipe, with the random state set to its seed, so that new weights are the same in every run."""
+    recipe = load_recipe(path)
+    set_seed(recipe.training.get("seed", 42))
+    return recipe
 
 
 def load_vision_model(source: str, image_size: int):
@@ -83,18 +87,16 @@ def read_captions(paths: list[str]) -> list[str]:
     return [caption for path in paths for captions in load_image_text(path)["captions"] for caption in captions]
 
 
-def open_sources(arguments: argparse.Namespace, recipe: StageRecipe, model: SeedModel, processor) -> list[PictureSource]:
+def open_sources(
+    arguments: argparse.Namespace, recipe: StageRecipe, model: SeedModel, processor
+) -> list[PictureSource]:
     """Opens `--data` and `--extra-data`, and their feature caches where `--feature-cache` asks for them."""
     sources = []
     named = [(path, recipe.data.views) for path in arguments.data]
     named += [(path, recipe.data.extra_views) for path in arguments.extra_data]
     for number, (path, views) in enumerate(named):
         dataset = load_image_text(path)
-        report = SkipReport()
-        rows = valid_rows(dataset, report)
-        if report.skipped:
-            print(report.summary())
-        dataset = dataset.select(rows)
+        dataset = dataset.select(_readable_rows(dataset))
         images = [_Opener(dataset, row) for row in range(len(dataset))]
         captions = dataset["captions"]
         concepts = dataset["concept"] if "concept" in dataset.column_names else [c[0].casefold() for c in captions]
@@ -106,6 +108,21 @@ def open_sources(arguments: argparse.Namespace, recipe: StageRecipe, model: Seed
     return sources
 
 
+def _readable_rows(dataset) -> list[int]:
+    """Rows whose picture opens; the others are reported and left out."""
+    report, rows = SkipReport(), []
+    for row, source in enumerate(dataset["image"]):
+        try:
+            load_image(source)
+            rows.append(row)
+            report.used += 1
+        except InvalidImageError as error:
+            report.skip(str(dataset[row].get("id", f"row {row}")), str(error))
+    if report.skipped:
+        print(report.summary())
+    return rows
+
+
 class _Opener:
     def __init__(self, dataset, row: int):
         self.dataset, self.row = dataset, row
@@ -114,19 +131,18 @@ class _Opener:
         return load_image(self.dataset[self.row]["image"])
 
 
-def run_stage(arguments: argparse.Namespace, recipe: StageRecipe, head, collator, sources: list[PictureSource]) -> None:
+def run_stage(
+    arguments: argparse.Namespace, recipe: StageRecipe, head, collator, sources: list[PictureSource]
+) -> None:
     """Trains `head`, resuming from the last checkpoint under `--output` if there is one."""
-    training = dict(recipe.training)
+    # Trainer wants to be told before it computes in bfloat16 on a CPU.
+    training = {"use_cpu": not torch.cuda.is_available()} | recipe.training
     checkpoints = Path(arguments.output) / "checkpoints"
-    options = TrainingArguments(
-        output_dir=str(checkpoints), remove_unused_columns=False, max_steps=1, **training
-    )
+    options = TrainingArguments(output_dir=str(checkpoints), remove_unused_columns=False, max_steps=1, **training)
     batch = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
     pictures = sum(len(source) for source in sources)
     options.max_steps = arguments.max_steps or math.ceil(recipe.epochs * pictures / batch)
-    dataset = RunDataset(
-        sources, options.max_steps * batch, options.seed, recipe.data.first_caption_probability
-    )
+    dataset = RunDataset(sources, options.max_steps * batch, options.seed, recipe.data.first_caption_probability)
     trainer = SeedTrainer(model=head, args=options, train_dataset=dataset, data_collator=collator)
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
@@ -153,10 +169,10 @@ def save_stage(output: str | Path, model: SeedModel, processor, tokenizer, recip
 
 __all__ = [
     "create_model",
-    "load_recipe",
     "open_sources",
     "parse_arguments",
     "read_captions",
+    "read_recipe",
     "run_stage",
     "save_stage",
 ]

@@ -32,9 +32,7 @@ class TextFeatures:
     @torch.no_grad()
     def compute(self, captions: list[str]) -> torch.Tensor:
         """`(captions, 77, dim)`, the encoder's last hidden state."""
-        inputs = self.tokenizer(
-            captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
-        )
+        inputs = self.tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
         return self.text_encoder(inputs.input_ids).last_hidden_state
 
     def prepare(self, captions: Iterable[str], batch_size: int = 64) -> None:

@@ -1,0 +1,106 @@
+"""The three stages as scripts, end to end on toy pictures: run, resume with the same loss curve, hand on."""
+
+import io
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from seed import SeedModel
+from seed.training.text_tokenizer import train_text_tokenizer
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+COLOURS = ["red", "green", "blue", "black", "orange", "purple"]
+
+
+def png(colour: str, shape: str) -> bytes:
+    image = Image.new("RGB", (32, 32), "white")
+    getattr(ImageDraw.Draw(image), shape)((6, 6, 26, 26), fill=colour)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """Toy data (one picture broken), a toy Stable Diffusion text encoder."""
+    folder = tmp_path_factory.mktemp("stages")
+    rows = [
+        {"image": {"bytes": png(colour, shape), "path": None}, "captions": [f"{colour} {shape}", f"a {shape}"]}
+        for colour in COLOURS
+        for shape in ("ellipse", "rectangle", "line")[:2]
+    ] + [{"image": {"bytes": b"broken", "path": None}, "captions": ["nothing"]}]
+    Dataset.from_list(rows).to_parquet(folder / "data.parquet")
+    tokenizer = train_text_tokenizer(["red green ellipse"], 120)
+    tokenizer.model_max_length = 77
+    tokenizer.save_pretrained(folder / "sd" / "tokenizer")
+    config = CLIPTextConfig(
+        vocab_size=200, hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        bos_token_id=2, eos_token_id=3, pad_token_id=0,
+    )  # fmt: skip
+    CLIPTextModel(config).save_pretrained(folder / "sd" / "text_encoder")
+    return folder
+
+
+def run_script(name: str, *arguments: object) -> None:
+    command = [name, *map(str, arguments)]
+    before = sys.argv
+    sys.argv = command
+    try:
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+def losses(output: Path) -> dict[int, float]:
+    last = max((output / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    history = json.loads((last / "trainer_state.json").read_text())["log_history"]
+    return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+
+
+def run_and_resume(work: Path, script: str, stage: str, *extra: object) -> Path:
+    """Runs a stage, then again from its first checkpoint only; both must end at the same weights. Returns its folder."""
+    recipe = EXAMPLES / "recipes" / stage / "smoke.yaml"
+    data = ("--data", work / "data.parquet", "--feature-cache", work / "features" / stage)
+    whole, resumed = work / stage, work / f"{stage}-resumed"
+    run_script(script, "--recipe", recipe, *data, "--output", whole, *extra)
+    shutil.copytree(whole / "checkpoints" / "checkpoint-2", resumed / "checkpoints" / "checkpoint-2")
+    if (whole / "text_tokenizer").exists():
+        shutil.copytree(whole / "text_tokenizer", resumed / "text_tokenizer")
+    run_script(script, "--recipe", recipe, *data, "--output", resumed, *extra)
+    assert losses(whole).keys() == losses(resumed).keys() and len(losses(whole)) >= 3
+    assert losses(whole) == losses(resumed)
+    expected, found = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, msg=name)
+    return whole
+
+
+def test_stages_run_resume_and_hand_on(work, capfd):
+    qformer = run_and_resume(work, "train_qformer.py", "qformer")
+    assert "row 12" in capfd.readouterr().out, "the broken picture is reported"
+
+    stage1 = run_and_resume(work, "train_stage1.py", "stage1", "--init", qformer)
+    bidirectional, causal = SeedModel.from_pretrained(qformer), SeedModel.from_pretrained(stage1)
+    assert not bidirectional.config.qformer_config.causal and causal.config.qformer_config.causal
+    with pytest.raises(ValueError, match="stage I"):
+        causal.get_image_tokens(torch.zeros(1, 3, 28, 28))
+
+    stage2 = run_and_resume(work, "train_stage2.py", "stage2", "--init", stage1, "--decoder", work / "sd")
+    model = SeedModel.from_pretrained(stage2)
+    assert model.config.generation_dim == 24 and model.config.has_empty_prompt_embeds
+    before, after = causal.state_dict(), model.state_dict()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=0, msg=f"stage II must not change {name}")
+    encoder = CLIPTextModel.from_pretrained(work / "sd" / "text_encoder")
+    codes = model.get_image_tokens(torch.rand(2, 3, 28, 28))
+    assert model.decode_image_tokens(codes).shape == (2, 77, encoder.config.hidden_size)
