@@ -1,5 +1,15 @@
 """Image-text data: opening pictures, one schema for pairs, and the emoji set's builder."""
 
+from .image_text import SkipReport, iter_valid, load_image_text
+from .image_text_sources import SchemaError
 from .images import InvalidImageError, list_images, load_image
 
-__all__ = ["InvalidImageError", "list_images", "load_image"]
+__all__ = [
+    "InvalidImageError",
+    "SchemaError",
+    "SkipReport",
+    "iter_valid",
+    "list_images",
+    "load_image",
+    "load_image_text",
+]

@@ -22,7 +22,19 @@ ImageSource = str | os.PathLike | bytes | dict | Image.Image
 
 
 class InvalidImageError(ValueError):
-    """A source that is no usable picture. The message names the source, what is wrong and what to do."""
+    """A source that is no usable picture. The message names the source, what is wrong and what to do.
+
+    Attributes:
+        source: name of the source, as `describe` gives it.
+        fault: what is wrong, in words that are the same for every source, so that faults can be counted.
+    """
+
+    def __init__(self, source: str, fault: str, advice: str, detail: str = ""):
+        super().__init__(source, fault, advice, detail)  # all of it, so that the error survives pickling
+        self.source, self.fault, self.advice, self.detail = source, fault, advice, detail
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.fault}{f' ({self.detail})' if self.detail else ''}. {self.advice}"
 
 
 def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -54,27 +66,28 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
                 return _upright_rgb(image)
     except InvalidImageError:
         raise
-    except FileNotFoundError as error:
-        raise InvalidImageError(
-            f"{name}: no such file. Check the path, or the folder that paths are relative to."
-        ) from error
-    except IsADirectoryError as error:
-        raise InvalidImageError(
-            f"{name}: a folder, not an image. Use list_images to find the images in it."
-        ) from error
-    except UnidentifiedImageError as error:
-        raise InvalidImageError(
-            f"{name}: not an image that Pillow can read. Convert it to PNG or JPEG, or remove it."
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise InvalidImageError(f"{name}: too large ({error}). Scale it down first.") from error
-    except PermissionError as error:
-        raise InvalidImageError(f"{name}: may not be read. Change its permissions.") from error
-    except MemoryError as error:
-        raise InvalidImageError(f"{name}: does not fit into memory when decoded. Scale it down first.") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
-        # What Pillow's decoders raise on damaged files differs by format.
-        raise InvalidImageError(f"{name}: truncated or damaged ({error}). Fetch it again, or remove it.") from error
+    except Exception as error:  # what Pillow's decoders raise on damaged files differs by format
+        fault, advice = _diagnose(error)
+        raise InvalidImageError(name, fault, advice, detail=str(error) if fault == DAMAGED else "") from error
+
+
+DAMAGED = "truncated or damaged"
+_FAULTS = (
+    (FileNotFoundError, "no such file", "Check the path, or the folder that paths are relative to."),
+    (IsADirectoryError, "a folder, not an image", "Use list_images to find the images in it."),
+    (PermissionError, "may not be read", "Change its permissions."),
+    (UnidentifiedImageError, "not an image that Pillow can read", "Convert it to PNG or JPEG, or remove it."),
+    (Image.DecompressionBombError, "too large", "Scale it down first."),
+    (MemoryError, "does not fit into memory when decoded", "Scale it down first."),
+)
+
+
+def _diagnose(error: Exception) -> tuple[str, str]:
+    """What is wrong and what to do, from what was raised."""
+    for kind, fault, advice in _FAULTS:
+        if isinstance(error, kind):
+            return fault, advice
+    return DAMAGED, "Fetch it again, or remove it."
 
 
 def describe(source: ImageSource) -> str:
@@ -95,28 +108,28 @@ def describe(source: ImageSource) -> str:
 def _readable(source: ImageSource, name: str) -> str | io.BytesIO:
     if isinstance(source, dict):
         if source.get("bytes") is None and not source.get("path"):
-            raise InvalidImageError(f"{name}: expected a dict with 'bytes' or 'path', found keys {sorted(source)}.")
+            raise InvalidImageError(name, "no bytes", "Give a dict with 'bytes' or 'path'.", f"keys {sorted(source)}")
         source = source["bytes"] if source.get("bytes") is not None else source["path"]
     if isinstance(source, (str, os.PathLike)):
         if os.path.isfile(source) and os.path.getsize(source) == 0:
-            raise InvalidImageError(f"{name}: the file is empty. Fetch it again, or remove it.")
+            raise InvalidImageError(name, "no bytes", "The file is empty: fetch it again, or remove it.")
         return os.fspath(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         if len(source) == 0:
-            raise InvalidImageError(f"{name}: no bytes. Fetch the image again, or remove it.")
+            raise InvalidImageError(name, "no bytes", "Fetch the image again, or remove it.")
         return io.BytesIO(source)
-    raise InvalidImageError(f"{name}: expected a path, bytes, a PIL image or a dict with 'bytes' or 'path'.")
+    raise InvalidImageError(
+        name, "not an image source", "Give a path, bytes, a PIL image or a dict with bytes or path."
+    )
 
 
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width < 1 or height < 1:
-        raise InvalidImageError(f"{name}: has no pixels ({width} x {height}). Remove it.")
+        raise InvalidImageError(name, "no pixels", "Remove it.", f"{width} x {height}")
     if width * height > max_pixels:
-        raise InvalidImageError(
-            f"{name}: {width} x {height} pixels, over the limit of {max_pixels:,} that guards against decompression "
-            "bombs. Scale it down first."
-        )
+        detail = f"{width} x {height} pixels, over the limit of {max_pixels:,} that guards against decompression bombs"
+        raise InvalidImageError(name, "too large", "Scale it down first.", detail)
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

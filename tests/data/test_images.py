@@ -1,6 +1,7 @@
 """Opening pictures: every odd kind is right, every broken one says what is wrong with it."""
 
 import io
+import pickle
 import struct
 import zlib
 
@@ -139,7 +140,7 @@ def test_broken_sources_name_themselves_and_the_fault(picture, tmp_path):
     png = encoded(Image.effect_noise((64, 64), 50))
     cases = {
         "text.png": (b"this is no image", "not an image"),
-        "empty.jpg": (b"", "empty"),
+        "empty.jpg": (b"", "no bytes"),
         "half.jpg": (whole[: len(whole) // 2], "truncated"),
         "half.png": (png[: len(png) // 2], "truncated"),
         "header.png": (png[:20], "truncated|not an image"),
@@ -149,8 +150,10 @@ def test_broken_sources_name_themselves_and_the_fault(picture, tmp_path):
         path.write_bytes(data)
         with pytest.raises(InvalidImageError, match=rf"{name}.*({fault})"):
             load_image(path)
-        with pytest.raises(InvalidImageError, match=rf"{name}.*({fault.replace('empty', 'no bytes')})"):
+        with pytest.raises(InvalidImageError, match=rf"{name}.*({fault})") as caught:
             load_image({"bytes": data, "path": name})
+        again = pickle.loads(pickle.dumps(caught.value))
+        assert str(again) == str(caught.value) and again.fault in str(again) and again.source == name
     assert issubclass(InvalidImageError, ValueError)
 
 
@@ -159,7 +162,7 @@ def test_missing_file_folder_and_wrong_types(tmp_path):
         load_image(tmp_path / "nowhere.png")
     with pytest.raises(InvalidImageError, match="a folder"):
         load_image(tmp_path)
-    with pytest.raises(InvalidImageError, match="type int.*expected a path"):
+    with pytest.raises(InvalidImageError, match="type int.*Give a path"):
         load_image(3)
     with pytest.raises(InvalidImageError, match="without bytes and path"):
         load_image({"bytes": None, "path": None})
@@ -172,7 +175,7 @@ def test_decompression_bomb_is_refused_before_it_is_decoded():
     # 100,000 x 100,000 pixels announced, a few bytes of data: decoding would say "truncated", the check comes first.
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100))
-    with pytest.raises(InvalidImageError, match="large|limit"):
+    with pytest.raises(InvalidImageError, match="too large"):
         load_image(bomb)
     with pytest.raises(InvalidImageError, match=r"100 x 100 pixels, over the limit of 9,999"):
         load_image(encoded(Image.new("RGB", (100, 100))), max_pixels=9_999)

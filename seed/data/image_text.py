@@ -1,0 +1,368 @@
+"""Image-text pairs of any origin in one schema: `image`, `captions` (list of strings), optionally `id`.
+
+| `format` | what it reads | captions from |
+|---|---|---|
+| `parquet` | Parquet file(s), or a folder of them | `captions`, `caption` or `text` |
+| `imagefolder` | a folder of pictures | `metadata.jsonl`, `metadata.csv`, or a `.txt` beside each picture |
+| `webdataset` | `.tar` shards | `txt`, or `caption` of the sample's JSON |
+| `coco` | COCO's `captions_*.json`, pictures in `image_root` | `annotations` |
+| `karpathy` | Karpathy's `dataset_*.json`, pictures in `image_root` | `sentences` |
+| `table` | TSV or CSV of URLs and captions (CC3M, Unsplash), pictures in `image_root` | see `read_table` |
+| `hub` | a data set's id on the Hub | as `parquet` |
+
+Pictures stay undecoded until `iter_valid` opens them, so that a broken one is counted, not fatal.
+"""
+
+import glob
+import itertools
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from .image_text_sources import (
+    ID_COLUMNS,
+    METADATA_FILES,
+    SchemaError,
+    caption_columns,
+    caption_list,
+    iter_shards,
+    pick_column,
+    read_coco,
+    read_image_folder,
+    read_json,
+    read_karpathy,
+    read_table,
+)
+from .images import MAX_PIXELS, InvalidImageError, load_image
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+FORMATS = ("parquet", "imagefolder", "webdataset", "coco", "karpathy", "table", "hub")
+IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
+
+
+@dataclass
+class SkipReport:
+    """How many pictures of a run were used and which were not, and why."""
+
+    max_listed: int = 100
+    used: int = 0
+    skipped: int = 0
+    listed: list[tuple[str, str]] = field(default_factory=list)  # (name, fault) of the first `max_listed`
+    faults: Counter = field(default_factory=Counter)
+
+    def skip(self, name: str, fault: str, detail: str = "") -> None:
+        """Count one picture as left out, for a `fault` whose wording does not depend on the picture."""
+        self.skipped += 1
+        self.faults[fault] += 1
+        if len(self.listed) < self.max_listed:
+            self.listed.append((name, f"{fault} ({detail})" if detail else fault))
+
+    def summary(self) -> str:
+        """One line of counts, then one per fault, then one per listed picture."""
+        lines = [f"{self.used:,} of {self.used + self.skipped:,} images used, {self.skipped:,} skipped."]
+        lines += [f"  {count:,} x {fault}" for fault, count in self.faults.most_common()]
+        lines += [f"  {name}: {fault}" for name, fault in self.listed]
+        if self.skipped > len(self.listed):
+            lines.append(f"  ... and {self.skipped - len(self.listed):,} more")
+        return "\n".join(lines)
+
+
+def iter_valid(
+    dataset: Iterable[Mapping],
+    report: SkipReport | None = None,
+    *,
+    require_captions: bool = True,
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[dict]:
+    """The examples of a data set with their picture opened as RGB; broken ones are counted in `report` and left out.
+
+    Args:
+        dataset: examples with `image` as a path, bytes or `{"bytes", "path"}`, as `load_image_text` returns them.
+        report: filled while iterating.
+        require_captions: leave out (and count) examples whose `captions` are empty.
+        max_pixels: as for `load_image`.
+    """
+    report = SkipReport() if report is None else report
+    for number, example in enumerate(dataset):
+        name = _name(example, number)
+        if require_captions and "captions" in example and not example["captions"]:
+            report.skip(name, "no caption")
+            continue
+        try:
+            image = load_image(example["image"], max_pixels=max_pixels)
+        except InvalidImageError as error:
+            report.skip(name, error.fault, error.detail)
+            continue
+        report.used += 1
+        yield {**example, "image": image}
+
+
+def _name(example: Mapping, number: int) -> str:
+    image = example["image"]
+    path = (
+        image.get("path") if isinstance(image, Mapping) else image if isinstance(image, (str, os.PathLike)) else None
+    )
+    return str(path or example.get("id") or f"example {number}")
+
+
+def load_image_text(
+    source: str | os.PathLike | Iterable[str | os.PathLike],
+    *,
+    format: str | None = None,
+    split: str | None = None,
+    streaming: bool = False,
+    columns: Mapping[str, str | list[str]] | None = None,
+    image_root: str | os.PathLike | None = None,
+    report: SkipReport | None = None,
+) -> "Dataset | IterableDataset":
+    """Image-text pairs in one schema; columns that the schema does not know stay as they are.
+
+    Args:
+        source: file, list of files, glob pattern, folder, or the id of a data set on the Hub. The Hub is asked only
+            if nothing of that name is on disk and the name looks like `owner/name`, or with `format="hub"`.
+        format: one of `FORMATS`; found out from the source if None.
+        split: of Parquet and WebDataset folders (files `SPLIT.parquet`, `SPLIT-*.parquet`, or in a folder `SPLIT`), of
+            image folders (a folder `SPLIT`), of Karpathy files, of Hub data sets. Needed where there are several,
+            except for Karpathy files (None: all).
+        streaming: return an `IterableDataset`. Parquet, WebDataset and the Hub are then read while one iterates.
+        columns: where the schema's columns are, if not under a usual name: `{"image": "jpg", "captions": "title"}`;
+            captions may be several columns. A column that stands in the way of a new name is replaced.
+        image_root: folder that file names of COCO, Karpathy and table sources are relative to; default: the folder of
+            the source.
+        report: told about pictures of a table that were never downloaded.
+
+    Returns:
+        A data set with `image` undecoded (`datasets.Image(decode=False)`), `captions`, and `id` if there is one.
+
+    Raises:
+        FileNotFoundError: the source does not exist.
+        SchemaError: a column is missing (the message lists those found), or a file is not in its format.
+        ValueError: unknown format, column or split.
+    """
+    columns = dict(columns or {})
+    if unknown := set(columns) - {"image", "captions", "id", "url"}:
+        raise ValueError(f"columns has unknown keys {sorted(unknown)}; expected image, captions, id or url.")
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}.")
+    if format == "hub" or (format is None and _is_hub_id(source)):
+        return _in_schema(_load_hub(str(source), split, streaming), columns, str(source))
+    paths = _existing(source)
+    name = str(source) if isinstance(source, (str, os.PathLike)) else f"{paths[0]} and others"
+    format = format or _detect(paths)
+    if format == "parquet":
+        files = _files_of_split(paths, ".parquet", split, name)
+        return _in_schema(_load_parquet(files, streaming), columns, name)
+    if format == "webdataset":
+        return _load_shards(_files_of_split(paths, ".tar", split, name), columns, streaming)
+    if len(paths) > 1:
+        raise ValueError(f"{name}: format {format!r} takes one source at a time, found {len(paths)}.")
+    dataset = _from_columns(_read(format, paths[0], split, columns, image_root, report), name)
+    return dataset.to_iterable_dataset() if streaming else dataset
+
+
+# ---- finding out what a source is -----------------------------------------------------------------------------------
+
+
+def _is_hub_id(source) -> bool:
+    return (
+        isinstance(source, str)
+        and re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None
+        and not os.path.exists(source)
+        and not os.path.exists(os.path.dirname(source))
+    )
+
+
+def _existing(source) -> list[Path]:
+    sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    if not sources:
+        raise ValueError("no source given: name a file, a folder or a data set on the Hub.")
+    paths = []
+    for entry in map(os.fspath, sources):
+        found = [entry] if os.path.exists(entry) else sorted(glob.glob(entry))
+        if not found:
+            raise FileNotFoundError(f"{entry}: no such file or folder, and no data set's id (owner/name) either.")
+        paths += map(Path, found)
+    return paths
+
+
+def _detect(paths: list[Path]) -> str:
+    first = paths[0]
+    if first.is_dir():
+        if any(next(first.rglob(name), None) for name in METADATA_FILES):
+            return "imagefolder"
+        for format, suffix in (("parquet", "*.parquet"), ("webdataset", "*.tar")):
+            if next(first.rglob(suffix), None) is not None:
+                return format
+        return "imagefolder"
+    suffix = first.suffix.lower()
+    if suffix in (".parquet", ".tar"):
+        return {".parquet": "parquet", ".tar": "webdataset"}[suffix]
+    if suffix == ".csv" or suffix.startswith(".tsv"):
+        return "table"
+    if suffix == ".json":
+        return "coco" if "annotations" in read_json(first) else "karpathy"
+    raise ValueError(f"{first}: cannot tell its format from its name; pass format, one of {', '.join(FORMATS)}.")
+
+
+def _files_of_split(paths: list[Path], suffix: str, split: str | None, name: str) -> list[Path]:
+    """Files of one split, by their names: `train.parquet`, `train-00000-of-00004.parquet`, `train/0000.parquet`.
+
+    Files that were named themselves are all taken where no split is asked for.
+    """
+    files = [file for path in paths for file in (sorted(path.rglob(f"*{suffix}")) if path.is_dir() else [path])]
+    if not files:
+        raise FileNotFoundError(f"{name}: no {suffix} files in this folder.")
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        stem = re.sub(r"(^|[-_.])\d+([-_]of[-_]\d+)?(-[0-9a-f]{16})?$", "", file.stem)
+        by_split.setdefault(stem or file.parent.name, []).append(file)
+    found = ", ".join(sorted(by_split))
+    if split is None:
+        if len(by_split) > 1 and any(path.is_dir() for path in paths):
+            raise ValueError(f"{name}: has several splits; pass split, one of {found}.")
+        return files
+    if split not in by_split:
+        advice = "; leave split out to read it" if len(files) == 1 else ""
+        raise ValueError(f"{name}: no split {split!r}; found {found}{advice}.")
+    return by_split[split]
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def _load_hub(source: str, split: str | None, streaming: bool):
+    from datasets import DatasetDict, IterableDatasetDict, load_dataset
+
+    loaded = load_dataset(source, split=split, streaming=streaming)
+    if isinstance(loaded, (DatasetDict, IterableDatasetDict)):
+        if len(loaded) > 1:
+            raise ValueError(f"{source}: has several splits; pass split, one of {', '.join(sorted(loaded))}.")
+        loaded = next(iter(loaded.values()))
+    return loaded
+
+
+def _load_parquet(files: list[Path], streaming: bool):
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    names = [str(file) for file in files]
+    try:
+        return load_dataset("parquet", data_files={"train": names}, split="train", streaming=streaming)
+    except (DatasetGenerationError, OSError, ValueError) as error:
+        raise SchemaError(
+            f"{', '.join(names[:3])}: not readable as parquet ({error.__cause__ or error}). "
+            "Fetch the file again if it is truncated."
+        ) from error
+
+
+def _load_shards(files: list[Path], columns: Mapping[str, str | list[str]], streaming: bool):
+    from datasets import Dataset, Features, Image, IterableDataset, List, Value
+
+    for file in files:
+        if not tarfile.is_tarfile(file):
+            raise SchemaError(f"{file}: not a tar file. Fetch it again, or pass its format.")
+    first = list(itertools.islice(iter_shards([str(file) for file in files], columns), 100))
+    if not any(sample["image"]["bytes"] for sample in first):
+        found = f"for example {first[0]['image']['path']}" if first else "no samples at all"
+        raise SchemaError(
+            f"{files[0]}: no images in its first {len(first)} samples, {found}. Name their extension: "
+            'columns={"image": "..."}.'
+        )
+    texts = Value("string")
+    features = Features({"image": Image(decode=False), "captions": List(texts), "id": texts, "json": texts})
+    arguments = {"shards": [str(file) for file in files], "columns": dict(columns)}
+    if streaming:
+        return IterableDataset.from_generator(iter_shards, features=features, gen_kwargs=arguments)
+    stamp = str([(file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+    return Dataset.from_generator(_shards, features=features, gen_kwargs={**arguments, "stamp": stamp})
+
+
+def _shards(shards: list[str], columns: Mapping[str, str | list[str]], stamp: str) -> Iterator[dict]:
+    """`iter_shards`, with sizes and times as an argument: the cache is keyed by arguments, and shards may change."""
+    return iter_shards(shards, columns)
+
+
+def _read(format, path: Path, split, columns, image_root, report: SkipReport | None) -> dict[str, list]:
+    root = Path(image_root) if image_root is not None else path if path.is_dir() else path.parent
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: image_root is no folder.")
+    if format == "karpathy":
+        return read_karpathy(path, root, split)
+    if format == "imagefolder" and split is not None and (path / split).is_dir():
+        return read_image_folder(path / split, columns)
+    if split is not None:
+        raise ValueError(f"{path}: format {format!r} has no splits; leave split out, or name the split's own file.")
+    if format == "imagefolder":
+        return read_image_folder(path, columns)
+    if format == "coco":
+        return read_coco(path, root)
+    return read_table(path, root, columns, report.skip if report else lambda name, fault: None)
+
+
+def _from_columns(table: dict[str, list], source: str) -> "Dataset":
+    from datasets import Dataset, Image, List, Value
+
+    table = {**table, "image": [{"bytes": None, "path": path} for path in table["image"]]}
+    try:
+        dataset = Dataset.from_dict(table)
+    except (pa.ArrowException, TypeError) as error:
+        raise SchemaError(f"{source}: a column mixes types ({error}). Give each column one type.") from error
+    dataset = dataset.cast_column("image", Image(decode=False))
+    return dataset.cast_column("captions", List(Value("string")))
+
+
+def _in_schema(dataset, columns: Mapping[str, str | list[str]], source: str):
+    """Rename and convert columns to the schema, without touching the pictures' bytes."""
+    from datasets import Image, Value
+
+    if dataset.column_names is None:
+        raise SchemaError(f"{source}: its columns are not known while streaming; pass streaming=False.")
+    image = pick_column("image", columns.get("image"), IMAGE_COLUMNS, dataset.column_names, source)
+    # First of all: a streamed data set decodes pictures whenever a column is renamed or mapped.
+    for name, feature in dataset.features.items():
+        if name == image or isinstance(feature, Image):
+            dataset = dataset.cast_column(name, Image(decode=False))
+    dataset = _rename(dataset, image, "image")
+    dataset = _with_captions(dataset, columns, source)
+    if "id" in columns or any(name in ID_COLUMNS for name in dataset.column_names):
+        identifier = pick_column("id", columns.get("id"), ID_COLUMNS, dataset.column_names, source)
+        dataset = _rename(dataset, identifier, "id").cast_column("id", Value("string"))
+    return dataset
+
+
+def _rename(dataset, old: str, new: str):
+    if old == new:
+        return dataset
+    if new in dataset.column_names:
+        dataset = dataset.remove_columns(new)
+    return dataset.rename_column(old, new)
+
+
+def _with_captions(dataset, columns: Mapping[str, str | list[str]], source: str):
+    """One column `captions` of lists of strings, in place of the columns that hold them."""
+    from datasets import Features, IterableDataset, List, Value, concatenate_datasets
+
+    texts = List(Value("string"))
+    names = caption_columns(columns, dataset.column_names, source)
+    if names == ["captions"] and dataset.features["captions"] == texts:
+        return dataset
+
+    def collect(example: dict) -> dict:
+        return {"captions": list(dict.fromkeys(text for name in names for text in caption_list(example[name])))}
+
+    gone = [name for name in dict.fromkeys([*names, "captions"]) if name in dataset.column_names]
+    rest = {name: feature for name, feature in dataset.features.items() if name not in gone}
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(collect, remove_columns=gone, features=Features({**rest, "captions": texts}))
+    # Apart from the pictures, so that mapping does not write them anew.
+    captions = dataset.select_columns(names).map(collect, remove_columns=names, features=Features(captions=texts))
+    return concatenate_datasets([dataset.remove_columns(gone), captions], axis=1)

@@ -1,0 +1,364 @@
+"""Captioned pictures as people publish them: folders, COCO and Karpathy JSON, caption tables, WebDataset shards.
+
+Each reader returns a dict of equally long lists (that of shards yields samples) with `image`, `captions` (list of
+strings), `id` where there is one, and what else the source says. Nothing is decoded here.
+"""
+
+import csv
+import hashlib
+import json
+import logging
+import os
+import tarfile
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from .images import IMAGE_SUFFIXES, list_images
+
+logger = logging.getLogger(__name__)
+
+Columns = dict[str, list]
+METADATA_FILES = ("metadata.jsonl", "metadata.csv")
+URL_COLUMNS = ("url", "image_url", "photo_image_url")
+CAPTION_COLUMNS = ("captions", "caption", "text", "txt", "photo_description", "ai_description")
+ID_COLUMNS = ("id", "photo_id", "image_id", "__key__")
+
+
+class SchemaError(ValueError):
+    """A source lacks a column or field. The message names what was found and what to pass."""
+
+
+def caption_list(value: str | Iterable[str | None] | None) -> list[str]:
+    """Captions of one picture as a list, whatever a source has: a string, several, or none."""
+    values = [value] if isinstance(value, (str, type(None))) else list(value)
+    return [text.strip() for text in values if isinstance(text, str) and text.strip()]
+
+
+def pick_column(role: str, wanted: str | None, usual: Iterable[str], found: Iterable[str], source: str) -> str:
+    """Name of the column for `role`: the one that was asked for, else the first usual name that is there.
+
+    Raises:
+        SchemaError: there is no such column.
+    """
+    found = list(found)
+    if wanted is not None and wanted in found:
+        return wanted
+    if wanted is None:
+        lowered = {name.lower(): name for name in reversed(found)}
+        for name in usual:
+            if name in lowered:
+                return lowered[name]
+    looked_for = f"a column {wanted!r}" if wanted is not None else f"any of the columns {', '.join(usual)}"
+    raise SchemaError(
+        f"{source}: no {role}: looked for {looked_for}, found {', '.join(map(str, found)) or 'none'}. "
+        f'Say which column holds the {role}: columns={{"{role}": "..."}}.'
+    )
+
+
+# ---- image folders --------------------------------------------------------------------------------------------------
+
+
+def read_image_folder(folder: Path, columns: Mapping[str, str | list[str]]) -> Columns:
+    """A folder with `metadata.jsonl` or `metadata.csv` (column `file_name`), or with one `.txt` beside each picture.
+
+    Metadata files may also stand in sub-folders; `file_name` is relative to their own folder. In a `.txt` each line
+    is one caption.
+
+    Raises:
+        SchemaError: neither is there, a line of metadata is no JSON, or a column is missing.
+    """
+    metadata = sorted(path for name in METADATA_FILES for path in folder.rglob(name))
+    if metadata:
+        rows = [row for path in metadata for row in _metadata_rows(path, columns)]
+        return _columns(rows)
+    rows = []
+    for image in list_images(folder):
+        sidecar = image.with_suffix(".txt")
+        if sidecar.is_file():
+            captions = caption_list(sidecar.read_text(encoding="utf-8", errors="replace").splitlines())
+            rows.append(
+                {"image": str(image), "captions": captions, "id": str(image.relative_to(folder).with_suffix(""))}
+            )
+    if not rows:
+        raise SchemaError(
+            f"{folder}: no captions. Add a metadata.jsonl or metadata.csv with the columns file_name and caption, or "
+            "a .txt file of the same name beside each image."
+        )
+    return _columns(rows)
+
+
+def _metadata_rows(path: Path, columns: Mapping[str, str | list[str]]) -> Iterator[dict]:
+    with path.open(encoding="utf-8", newline="") as lines:
+        if path.suffix == ".csv":
+            rows = list(csv.DictReader(lines))
+        else:
+            rows = [_json_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        return
+    file_name = pick_column("image", columns.get("image"), ("file_name", "filename", "image"), rows[0], str(path))
+    captions = caption_columns(columns, rows[0], str(path))
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get(file_name), str) or not row[file_name]:
+            raise SchemaError(f"{path}, row {number}: no {file_name}; found {row}. Add the image's file name.")
+        extra = {key: value for key, value in row.items() if key not in (file_name, *captions)}
+        texts = [text for name in captions for text in caption_list(row.get(name))]
+        yield {**extra, "image": str(path.parent / row[file_name]), "captions": texts}
+
+
+def _json_line(path: Path, number: int, line: str) -> dict:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise SchemaError(f"{path}, line {number}: not JSON ({error}). Write one JSON object per line.") from error
+    if not isinstance(row, dict):
+        raise SchemaError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}.")
+    return row
+
+
+def caption_columns(columns: Mapping[str, str | list[str]], found: Iterable[str], source: str) -> list[str]:
+    """The caption columns that were asked for, else `captions`, else all that go by a usual name.
+
+    Raises:
+        SchemaError: there is none.
+    """
+    found = list(found)
+    wanted = columns.get("captions")
+    if wanted is not None:
+        names = [wanted] if isinstance(wanted, str) else list(wanted)
+        return [pick_column("captions", name, (), found, source) for name in names]
+    if "captions" in found:
+        return ["captions"]
+    usual = [name for name in found if name.lower() in CAPTION_COLUMNS]
+    return usual or [pick_column("captions", None, CAPTION_COLUMNS, found, source)]
+
+
+# ---- COCO and Karpathy ----------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file that holds an object.
+
+    Raises:
+        SchemaError: it does not.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SchemaError(f"{path}: not a complete JSON file ({error}). Fetch it again.") from error
+    if not isinstance(data, dict):
+        raise SchemaError(f"{path}: expected a JSON object with the key 'images', found a {type(data).__name__}.")
+    return data
+
+
+def read_coco(path: Path, image_root: Path) -> Columns:
+    """COCO's `captions_*.json`: pictures in `images`, one caption per entry of `annotations`.
+
+    Raises:
+        SchemaError: a key is missing, or no picture is in `image_root`.
+    """
+    data = read_json(path)
+    captions: dict[int, list[str]] = defaultdict(list)
+    try:
+        for annotation in data["annotations"]:
+            captions[annotation["image_id"]] += caption_list(annotation["caption"])
+        rows = [
+            {
+                "image": str(image_root / image["file_name"]),
+                "captions": captions.get(image["id"], []),
+                "id": str(image["id"]),
+            }
+            for image in data["images"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise SchemaError(
+            f"{path}: not COCO captions: {error!r} is missing; found the keys {', '.join(data)}. Expected images "
+            "[{id, file_name}] and annotations [{image_id, caption}]."
+        ) from error
+    return _columns(_some_exist(rows, path, image_root))
+
+
+def read_karpathy(path: Path, image_root: Path, split: str | None = None) -> Columns:
+    """Karpathy's `dataset_coco.json` or `dataset_flickr30k.json`; several splits as `"train+restval"`.
+
+    Raises:
+        SchemaError: a key is missing, there is no such split, or no picture is in `image_root`.
+    """
+    data = read_json(path)
+    wanted = None if split is None else set(split.split("+"))
+    try:
+        found = {image["split"] for image in data["images"]}
+        rows = [
+            {
+                "image": str(image_root / image.get("filepath", "") / image["filename"]),
+                "captions": caption_list(sentence["raw"] for sentence in image["sentences"]),
+                "id": str(image.get("cocoid", image.get("imgid", image["filename"]))),
+                "split": image["split"],
+            }
+            for image in data["images"]
+            if wanted is None or image["split"] in wanted
+        ]
+    except (KeyError, TypeError) as error:
+        raise SchemaError(
+            f"{path}: not a Karpathy split file: {error!r} is missing. Expected images [{{filename, split, sentences "
+            "[{raw}]}]."
+        ) from error
+    if wanted is not None and not wanted <= found:
+        raise SchemaError(f"{path}: no split {', '.join(sorted(wanted - found))}; found {', '.join(sorted(found))}.")
+    return _columns(_some_exist(rows, path, image_root))
+
+
+def _some_exist(rows: list[dict], path: Path, image_root: Path) -> list[dict]:
+    """Rows as they are; single missing files are skipped later, but if the first hundred are missing, the root is."""
+    if rows and not any(os.path.exists(row["image"]) for row in rows[:100]):
+        raise SchemaError(
+            f"{path}: none of its first images is there, for example {rows[0]['image']}. "
+            f"Pass the folder that its file names are relative to as image_root (now {image_root})."
+        )
+    return rows
+
+
+# ---- tables of URLs and captions ------------------------------------------------------------------------------------
+
+
+def read_table(
+    path: Path,
+    image_root: Path,
+    columns: Mapping[str, str | list[str]],
+    on_missing: Callable[[str, str], None] = lambda name, fault: None,
+) -> Columns:
+    """A table of URLs and captions, with the pictures that were downloaded in `image_root`.
+
+    Two kinds are published: without a header, two columns, caption and URL in any order (CC3M's
+    `Train_GCC-training.tsv`), and with one (Unsplash's `photos.tsv000`: photo_id, photo_image_url, photo_description,
+    ai_description, ...). A picture is found, anywhere under `image_root` and with any image suffix, by the first of
+    these names that exists: its id, or in a table without ids the number of its row from 0, as 9 digits (img2dataset's
+    `files` output with 10,000 samples per shard) or plain; the MD5 or SHA-256 of its URL in hexadecimal. Rows whose
+    picture was never downloaded are left out and told to `on_missing`.
+
+    Raises:
+        SchemaError: a column is missing, or no picture at all is found.
+    """
+    known = {file.stem: str(file) for file in _image_files(image_root)}
+    rows, tried = [], []
+    for number, row in enumerate(_table_rows(path, columns)):
+        if row is None:
+            on_missing(f"{path}, row {number}", "not two columns")
+            continue
+        names = _picture_names(number, row["id"], row["url"])
+        image = next((known[name] for name in names if name in known), None)
+        if image is None:
+            tried = tried or names
+            on_missing(row["id"] or row["url"], "not downloaded")
+        else:
+            rows.append({**row, "image": image, "id": row["id"] or str(number)})
+    if not rows:
+        raise SchemaError(
+            f"{path}: none of its images is under {image_root}; for its first row looked for "
+            f"{', '.join(f'{name}.jpg' for name in tried) or 'nothing, the table is empty'}. Download the images "
+            "first (for example with img2dataset) and pass their folder as image_root."
+        )
+    return _columns(rows)
+
+
+def _image_files(root: Path) -> Iterator[Path]:
+    for folder, _, names in os.walk(root):
+        yield from (Path(folder, name) for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES)
+
+
+def _picture_names(number: int, identifier: str, url: str) -> list[str]:
+    hashes = [hashlib.new(kind, url.encode(), usedforsecurity=False).hexdigest() for kind in ("md5", "sha256")]
+    return [*([identifier] if identifier else [f"{number:09d}", str(number)]), *hashes]
+
+
+def _table_rows(path: Path, columns: Mapping[str, str | list[str]]) -> Iterator[dict | None]:
+    delimiter = "," if path.suffix.lower() == ".csv" else "\t"
+    with path.open(encoding="utf-8", errors="replace", newline="") as lines:
+        # Captions of tables without a header hold single quotation marks; such tables quote nothing.
+        first = next(csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE), [])
+        lines.seek(0)
+        url_at = next((at for at, cell in enumerate(first) if cell.startswith(("http://", "https://"))), None)
+        if len(first) == 2 and url_at is not None:
+            for row in csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE):
+                # A row that is not understood still counts, since pictures are named by the number of their row.
+                whole = len(row) == 2
+                yield {"url": row[url_at], "captions": caption_list(row[1 - url_at]), "id": ""} if whole else None
+            return
+        table = csv.DictReader(lines, delimiter=delimiter)
+        found = table.fieldnames or []
+        url = pick_column("url", columns.get("url"), URL_COLUMNS, found, str(path))
+        captions = caption_columns(columns, found, str(path))
+        has_id = "id" in columns or any(name.lower() in ID_COLUMNS for name in found)
+        identifier = pick_column("id", columns.get("id"), ID_COLUMNS, found, str(path)) if has_id else None
+        for row in table:
+            extra = {name: row[name] for name in found if name not in (url, identifier, *captions)}
+            texts = list(dict.fromkeys(text for name in captions for text in caption_list(row.get(name))))
+            yield {**extra, "url": row[url] or "", "captions": texts, "id": (identifier and row[identifier]) or ""}
+
+
+# ---- WebDataset shards ----------------------------------------------------------------------------------------------
+
+
+def iter_shards(shards: list[str], columns: Mapping[str, str | list[str]]) -> Iterator[dict]:
+    """Samples of WebDataset shards: files that share the path up to the first dot of the name, next to each other.
+
+    Unlike `datasets`' own reader it takes shards whose samples differ in their files: `a.jpg` here, `b.png` there, a
+    caption missing. Captions are a sample's `.txt` (or `.caption`, `.text`), else the fields `caption`, `captions` or
+    `text` of its `.json`; `columns` names other extensions or other fields. The JSON is kept as a string.
+
+    A shard that ends too early yields what it holds, and a warning is logged.
+    """
+    for shard in shards:
+        samples = 0
+        try:
+            for key, files in _samples(shard):
+                samples += 1
+                yield _sample(key, files, columns, shard)
+        except (tarfile.ReadError, EOFError, zlib.error) as error:
+            logger.warning(
+                "%s: ends too early (%s); used its first %d samples. Fetch it again.", shard, error, samples
+            )
+
+
+def _samples(shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    current, files = None, {}
+    with tarfile.open(shard, "r|*") as archive:
+        for member in archive:
+            if not member.isfile():
+                continue
+            folder, _, name = member.name.rpartition("/")
+            stem, _, extension = name.partition(".")
+            key = f"{folder}/{stem}" if folder else stem
+            if key != current and files:
+                yield current, files
+                files = {}
+            current = key
+            files[extension.lower()] = archive.extractfile(member).read()
+    if files:
+        yield current, files
+
+
+def _sample(key: str, files: Mapping[str, bytes], columns: Mapping[str, str | list[str]], shard: str) -> dict:
+    wanted = columns.get("image")
+    extension = next((name for name in files if (name == wanted if wanted else f".{name}" in IMAGE_SUFFIXES)), None)
+    try:
+        fields = json.loads(files.get("json") or b"{}")
+    except ValueError:
+        fields = {}  # the picture and a .txt may still be good; without a caption the sample is counted as skipped
+    fields = fields if isinstance(fields, dict) else {}
+    names = columns.get("captions", CAPTION_COLUMNS)
+    names = [names] if isinstance(names, str) else list(names)
+    texts = [files[name].decode("utf-8", "replace") for name in names if name in files]
+    texts = texts or [text for name in names for text in caption_list(fields.get(name))]
+    return {
+        "image": {"bytes": files.get(extension, b""), "path": f"{shard}/{key}.{extension or '(no image)'}"},
+        "captions": list(dict.fromkeys(caption_list(texts))),
+        "id": str(fields.get(columns["id"], key)) if "id" in columns else key,
+        "json": files["json"].decode("utf-8", "replace") if "json" in files else None,
+    }
+
+
+def _columns(rows: list[dict]) -> Columns:
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
