@@ -59,8 +59,8 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
             _check_size(source, name, max_pixels)
             return _upright_rgb(source)
         with warnings.catch_warnings():
-            # Half of the limit is no reason for a warning; what is over it is refused below.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns of half its size limit and of odd metadata; neither keeps a picture from being used.
+            warnings.simplefilter("ignore")
             with Image.open(_readable(source, name)) as image:
                 _check_size(image, name, max_pixels)
                 return _upright_rgb(image)
