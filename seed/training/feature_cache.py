@@ -1,8 +1,6 @@
 """Features of the frozen vision model, computed once: what every stage trains on when the encoder is the main cost."""
 
-import hashlib
 import json
-import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.provenance import preprocessing_hash, weight_hash, write_atomically
 from ..modeling_seed import SeedModel
 
 Augmentation = Callable[[Image.Image, random.Random], Image.Image]
@@ -82,7 +81,7 @@ def build_feature_cache(
         raise ValueError(f"views is {views}, but without an augmentation all views would be the same.")
     meta = {
         "vision_model": weight_hash(model.vision_model),
-        "image_processor": hashlib.sha256(image_processor.to_json_string().encode()).hexdigest(),
+        "image_processor": preprocessing_hash(image_processor),
         "pictures": len(images),
         "views": views,
         "seed": seed,
@@ -104,18 +103,9 @@ def build_feature_cache(
         done = rows.stop
         if done == len(images) or (done // step) % 32 == 0:
             array.flush()
-            _write_atomically(folder / "progress.json", json.dumps({"done": done}))
+            write_atomically(folder / "progress.json", json.dumps({"done": done}))
             log(f"features: {done} of {len(images)} pictures, {views} views each")
     return FeatureCache(folder)
-
-
-def weight_hash(module: torch.nn.Module) -> str:
-    """SHA-256 over names, shapes, dtypes and values of a module's tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _view(image: Callable[[], Image.Image], view: int, augment: Augmentation | None, key: str) -> Image.Image:
@@ -127,7 +117,7 @@ def _start_or_continue(folder: Path, meta: dict) -> int:
     meta_file = folder / "meta.json"
     if not meta_file.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _write_atomically(meta_file, json.dumps(meta, indent=2))
+        write_atomically(meta_file, json.dumps(meta, indent=2))
         return 0
     found = json.loads(meta_file.read_text())
     differing = [key for key in meta if found.get(key) != meta[key]]
@@ -150,9 +140,3 @@ def _open_array(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
     if path.exists():
         return np.lib.format.open_memmap(path, mode="r+")
     return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

@@ -1,0 +1,91 @@
+"""Bulk de-tokenisation: a file of codes to a folder of pictures."""
+
+import os
+import re
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from ..pipeline_seed import SeedPipeline
+from .codes import CodesFile, read_codes
+from .provenance import tokenizer_hash
+
+
+def open_codes(path: str | Path, pipeline: SeedPipeline, any_tokenizer: bool = False) -> CodesFile:
+    """
+    Reads a file of codes for a pipeline to draw.
+
+    Args:
+        any_tokenizer: do not compare the image tokenizer that made the codes with the pipeline's.
+
+    Raises:
+        FileNotFoundError, ValueError: see [`read_codes`]; or another image tokenizer made the codes, whose meaning is
+            then unknown to this one.
+    """
+    config = pipeline.image_tokenizer.config
+    codes = read_codes(path, config.codebook_size, config.num_codes)
+    if codes.metadata and not any_tokenizer:
+        made_by, ours = codes.metadata.image_tokenizer, tokenizer_hash(pipeline.image_tokenizer)
+        if made_by != ours:
+            raise ValueError(
+                f"{path}: an image tokenizer with weights {made_by[:12]}... made these codes; this model's are "
+                f"{ours[:12]}..., to which they mean something else. Name the model that made them, or pass --force if "
+                "its codebook is known to be the same."
+            )
+    return codes
+
+
+def draw_codes(
+    pipeline: SeedPipeline, codes: CodesFile, folder: str | Path, seed: int = 0, batch_size: int = 16
+) -> list[Path]:
+    """
+    Draws every row of a file of codes into `folder`, as `ROW-NAME.png`.
+
+    Args:
+        seed: row r is drawn from noise of seed `seed + r`, whatever the batch size.
+
+    Returns:
+        The pictures' paths, in the rows' order.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    digits = len(str(max(0, len(codes.ids) - 1)))
+    paths = [folder / f"{row:0{digits}d}-{_file_stem(id)}.png" for row, id in enumerate(codes.ids)]
+    with tqdm(total=len(paths), unit="img", desc="draw") as bar:
+        for start in range(0, len(paths), batch_size):
+            rows = range(start, min(start + batch_size, len(paths)))
+            generators = [torch.Generator().manual_seed(seed + row) for row in rows]
+            images = pipeline(codes=codes.codes[rows.start : rows.stop], generator=generators).images
+            for row, image in zip(rows, images, strict=True):
+                save_image(image, paths[row])
+            bar.update(len(rows))
+    return paths
+
+
+def save_image(image, path: str | Path) -> None:
+    """
+    Saves a PIL image, all or nothing; the format is that of the file's suffix.
+
+    Raises:
+        ValueError: no image format has that suffix.
+        FileNotFoundError: there is no such folder.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder to write {path.name} to.")
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        image.save(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _file_stem(id: str) -> str:
+    """A picture's id as part of a file name: the stem of a path, without what file systems do not like."""
+    name = re.split(r"[/\\]", id)[-1]
+    return re.sub(r"[^\w.-]+", "_", re.sub(r"\.\w{1,5}$", "", name))[:80] or "picture"
+
+
+__all__ = ["draw_codes", "open_codes", "save_image"]

@@ -1,0 +1,55 @@
+"""What made a file: hashes of weights and preprocessing that stand beside everything computed with them."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+# The parts of `SeedModel` that decide an image's codes; without the Q-Former's text side, which may not be loaded.
+_MAKES_CODES = re.compile(r"(vision_model|vision_layernorm|qformer|encode_layer|quantizer)\.")
+_READS_TEXT = re.compile(r"qformer\.(word_embeddings|position_embeddings|layers\.\d+\.text_mlp)")
+
+
+def weight_hash(module: torch.nn.Module) -> str:
+    """SHA-256 over names, shapes, dtypes and values of a module's tensors."""
+    return _hash_tensors(module.state_dict().items())
+
+
+def tokenizer_hash(model: torch.nn.Module) -> str:
+    """
+    SHA-256 over the weights of a [`SeedModel`] that decide an image's codes.
+
+    The values are hashed as float32, so that a checkpoint in bfloat16 has one hash in whatever dtype it is loaded; the
+    text branch and what follows the codebook do not count.
+    """
+    return _hash_tensors(
+        (name, tensor.float() if tensor.is_floating_point() else tensor)
+        for name, tensor in model.state_dict().items()
+        if _MAKES_CODES.match(name) and not _READS_TEXT.match(name)
+    )
+
+
+def preprocessing_hash(image_processor) -> str:
+    """SHA-256 over the settings of an image processor."""
+    return hashlib.sha256(image_processor.to_json_string().encode()).hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file, all or nothing."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+__all__ = ["preprocessing_hash", "tokenizer_hash", "weight_hash", "write_atomically"]
