@@ -4,11 +4,12 @@ import importlib.abc
 import importlib.util
 import sys
 
-# transformers' modules that hold the Auto classes, and ours that hold what is registered. They import each other, so we
-# register when the outermost import among them has ended.
+# Modules of transformers that hold the Auto classes.
 _AUTO = "transformers.models.auto."
 _AUTO_MODULES = {_AUTO + name for name in ("configuration_auto", "modeling_auto", "image_processing_auto")}
-_OUR_MODULES = {f"{__package__}.{name}" for name in ("configuration_seed", "modeling_seed", "image_processing_seed")}
+# Modules of these packages import the Auto classes and each other in many orders, so we register when no import among
+# them is under way any more: what registering imports is then never half loaded.
+_WATCHED = ("transformers.", f"{__package__}.")
 _done: set[str] = set()
 
 
@@ -41,13 +42,13 @@ def register_on_import() -> None:
 
 
 class _AfterAutoImport(importlib.abc.MetaPathFinder):
-    """Lets the import system load these modules as ever, and registers when the last of them is ready."""
+    """Lets the import system load modules as ever, and registers when the Auto classes are there and all is ready."""
 
     def __init__(self) -> None:
         self.loading = 0
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname not in _AUTO_MODULES | _OUR_MODULES:
+        if not fullname.startswith(_WATCHED):
             return None
         sys.meta_path.remove(self)
         try:
@@ -65,7 +66,7 @@ class _AfterAutoImport(importlib.abc.MetaPathFinder):
                 exec_module(module)
             finally:
                 self.loading -= 1
-            if not self.loading and self in sys.meta_path:
+            if not self.loading and self in sys.meta_path and any(name in sys.modules for name in _AUTO_MODULES):
                 sys.meta_path.remove(self)
                 register_auto_classes()
 
