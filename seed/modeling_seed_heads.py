@@ -156,7 +156,6 @@ class SeedForImageTextPretraining(SeedForContrastiveLearning):
 
     def _match(self, features, input_ids, attention_mask, groups, similarity):
         """True pairs against hard negatives, drawn by their similarity among pairs of other concepts (BLIP-2)."""
-        count = len(input_ids)
         weights = similarity.float().softmax(dim=1).masked_fill(groups[:, None] == groups[None, :], 0.0) + 1e-9
         wrong_text = torch.multinomial(weights, 1).squeeze(1)
         words = torch.cat([input_ids, input_ids[wrong_text]])
