@@ -1,5 +1,6 @@
 """Makes transformers' Auto classes know SEED after `import seed`, without importing transformers or torch for it."""
 
+import contextlib
 import importlib.abc
 import importlib.util
 import sys
@@ -26,11 +27,13 @@ def register_auto_classes() -> None:
     _done.add("seed")
     AutoConfig.register("seed", SeedConfig, exist_ok=True)
     AutoModel.register(SeedConfig, SeedModel, exist_ok=True)
-    AutoImageProcessor.register(
-        SeedConfig,
-        image_processor_classes={"pil": SeedImageProcessorPil, "torchvision": SeedImageProcessor},
-        exist_ok=True,
-    )
+    # Some releases of transformers refuse every use of AutoImageProcessor where torchvision is not installed.
+    with contextlib.suppress(ImportError):
+        AutoImageProcessor.register(
+            SeedConfig,
+            image_processor_classes={"pil": SeedImageProcessorPil, "torchvision": SeedImageProcessor},
+            exist_ok=True,
+        )
 
 
 def register_on_import() -> None:

@@ -506,13 +506,14 @@ def test_vision_model_stays_in_evaluation_mode():
     assert not model.eval().training
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")  # its new name is not in 5.17
 def test_gradient_checkpointing_changes_no_gradient():
     overrides = {"qformer_config": NO_DROPOUT, "reverse_qformer_config": {"num_hidden_layers": 2, **NO_DROPOUT}}
     gradients, calls = [], []
     for checkpointing in (False, True):
         model = make_model(**overrides).train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()
         count = []
         for layer in (model.qformer.layers[1].query_mlp, model.generation_decoder.blocks[0].mlp):
             layer.register_forward_pre_hook(lambda *_, count=count: count.append(1))
