@@ -167,8 +167,6 @@ class SeedModel(SeedPreTrainedModel):
     Of the parts, `use_text_branch` and `use_code_branch` in the config say which exist.
     """
 
-    base_model_prefix = ""
-    # Parts that a config without the branch leaves out although the checkpoint holds them.
     _keys_to_ignore_on_load_unexpected = [
         r"qformer\.(word|position)_embeddings",
         r"qformer\.layers\.\d+\.text_mlp",

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import make_tiny_seed_config
+from tiny_models import make_tiny_seed_config
 from transformers import Blip2VisionConfig, CLIPVisionConfig, EfficientNetConfig
 
 from seed.configuration_seed import SeedConfig, SeedQFormerConfig

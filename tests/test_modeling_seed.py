@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import make_tiny_seed_config
+from tiny_models import make_tiny_seed_config
 from safetensors.torch import load_file, save_file
 
 from seed.configuration_seed import SeedConfig, SeedQFormerConfig

@@ -1,0 +1,73 @@
+import random
+
+import pytest
+import torch
+from PIL import Image
+
+from seed import SeedImageProcessorPil, SeedModel
+from seed.training.feature_cache import FeatureCache, build_feature_cache
+
+PICTURES = [Image.new("RGB", (20, 20), (10 * i, 255 - 10 * i, 77)) for i in range(7)]
+
+
+def shift(image: Image.Image, rng: random.Random) -> Image.Image:
+    return image.point(lambda value: (value + rng.randint(1, 99)) % 256)
+
+
+@pytest.fixture
+def processor():
+    return SeedImageProcessorPil(size={"height": 28, "width": 28})
+
+
+def build(folder, model, processor, images, **kwargs):
+    settings = dict(views=2, augment=shift, batch_size=4, autocast=False, log=lambda text: None) | kwargs
+    return build_feature_cache(folder, model, processor, images, **settings)
+
+
+def test_cached_features_are_those_of_the_model(tmp_path, config, processor):
+    model = SeedModel(config).eval()
+    cache = build(tmp_path / "cache", model, processor, [lambda i=i: PICTURES[i] for i in range(7)])
+    assert len(cache) == 7 and cache.views == 2
+    expected = model.get_vision_features(processor(PICTURES, return_tensors="pt")["pixel_values"])
+    for i in range(7):
+        # float16 on disk
+        torch.testing.assert_close(cache.get(i, 0).float(), expected[i], rtol=2e-3, atol=2e-3)
+        assert not torch.equal(cache.get(i, 0), cache.get(i, 1))
+
+
+def test_a_killed_build_continues_where_it_stopped(tmp_path, config, processor):
+    model = SeedModel(config).eval()
+    opened = []
+
+    def opener(i, broken):
+        def open_picture():
+            if i == broken:
+                raise KeyboardInterrupt
+            opened.append(i)
+            return PICTURES[i]
+
+        return open_picture
+
+    # progress is written every 32 batches; one picture per batch makes it visible after 32
+    many = [i % 7 for i in range(40)]
+    with pytest.raises(KeyboardInterrupt):
+        images = [opener(k, None) if n < 36 else opener(k, k) for n, k in enumerate(many)]
+        build(tmp_path / "cache", model, processor, images, views=1, augment=None, batch_size=1)
+    with pytest.raises(ValueError, match="holds 32 of 40 pictures"):
+        FeatureCache(tmp_path / "cache")
+    opened.clear()
+    images = [opener(k, None) for k in many]
+    resumed = build(tmp_path / "cache", model, processor, images, views=1, augment=None, batch_size=1)
+    assert len(opened) == 8, "the 32 finished pictures are not computed again"
+    whole = build(tmp_path / "whole", model, processor, images, views=1, augment=None, batch_size=1)
+    assert all(torch.equal(resumed.get(i, 0), whole.get(i, 0)) for i in range(40))
+
+
+def test_a_cache_of_another_model_is_refused(tmp_path, config, processor):
+    images = [lambda: PICTURES[0]]
+    build(tmp_path / "cache", SeedModel(config).eval(), processor, images)
+    other = SeedModel(config).eval()
+    with torch.no_grad():
+        next(other.vision_model.parameters()).add_(1)
+    with pytest.raises(ValueError, match="vision_model.*Name another folder"):
+        build(tmp_path / "cache", other, processor, images)

@@ -1,0 +1,184 @@
+"""The training heads against computations written out here."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from seed import SeedForContrastiveLearning, SeedForImageTextPretraining, SeedForQuantization, SeedModel
+from seed.modeling_seed_heads import gather_with_gradient
+
+
+def batch(config, size=6):
+    generator = torch.Generator().manual_seed(0)
+    image_size = config.vision_config.image_size
+    return {
+        "pixel_values": torch.randn(size, 3, image_size, image_size, generator=generator),
+        "input_ids": torch.randint(1, 90, (size, 5), generator=generator),
+        "attention_mask": torch.ones(size, 5, dtype=torch.long),
+        "groups": torch.arange(size) // 2,
+    }
+
+
+def test_stage_one_loss_is_the_smoothed_cross_entropy_both_ways(config):
+    head = SeedForContrastiveLearning(config).eval()
+    inputs = batch(config)
+    with torch.no_grad():
+        loss = float(head(**inputs).loss)
+        images = head.model.get_image_features(inputs["pixel_values"]).double().numpy()
+        texts = head.model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).double().numpy()
+    groups = inputs["groups"].numpy()
+    same = (groups[:, None] == groups[None]).astype(float)
+    targets = 0.9 * same / same.sum(1, keepdims=True) + 0.1 / len(groups)
+
+    def cross_entropy(logits):
+        log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        return -(targets * log_probabilities).sum(1).mean()
+
+    similarity = images @ texts.T / 0.07
+    assert loss == pytest.approx((cross_entropy(similarity) + cross_entropy(similarity.T)) / 2, rel=1e-5)
+
+
+def test_stage_one_trains_the_qformer_and_not_the_vision_model(config):
+    head = SeedForContrastiveLearning(config).train()
+    head(**batch(config)).loss.backward()
+    touched = {name for name, parameter in head.named_parameters() if parameter.grad is not None}
+    assert not any("vision_model" in name for name in touched)
+    assert {"temperature", "model.qformer.query_tokens", "model.qformer.word_embeddings.weight"} <= touched
+    assert not head.model.vision_model.training
+
+
+def test_pretraining_adds_matching_and_captioning(config):
+    config.qformer_config.causal = False
+    head = SeedForImageTextPretraining(config).eval()
+    output = head(**batch(config))
+    terms = output.losses
+    assert float(output.loss) == pytest.approx(
+        float(terms["contrastive"] + terms["matching"] + terms["captioning"]), rel=1e-5
+    )
+    # untrained, each loss is near that of guessing
+    assert float(terms["matching"]) == pytest.approx(np.log(2), abs=0.3)
+    assert float(terms["captioning"]) == pytest.approx(np.log(config.qformer_config.vocab_size), rel=0.3)
+
+
+def stage_two(config, **settings):
+    head = SeedForQuantization(config)
+    for name, value in settings.items():
+        setattr(head, name, value)
+    features = torch.randn(8, 77, config.generation_dim, generator=torch.Generator().manual_seed(1))
+    return head, {"pixel_values": batch(config, 8)["pixel_values"], "text_features": features}
+
+
+def test_stage_two_loss_has_the_released_weights(config):
+    head, inputs = stage_two(config)
+    head.eval()
+    output = head(**inputs)
+    model = head.model
+    with torch.no_grad():
+        causal = model.get_causal_embeddings(inputs["pixel_values"])
+        vectors = model.encode_layer(causal)
+        codes = torch.cdist(vectors.double(), model.quantizer.codebook.weight.double()).argmin(-1)
+        code_vectors = model.quantizer.codebook.weight[codes]
+        quantization = 1.25 * (code_vectors - vectors).square().mean()
+        rebuilt = model.reconstruct_causal_embeddings(codes)
+        cosine = 1 - torch.nn.functional.cosine_similarity(rebuilt, causal, dim=-1).mean()
+        mse = (model.decode_image_tokens(codes) - inputs["text_features"]).square().mean()
+    assert torch.equal(output.codes, codes)
+    assert float(output.loss) == pytest.approx(float(5 * quantization + 0.5 * mse + 2 * cosine), rel=1e-4)
+
+
+def test_stage_two_changes_nothing_of_stage_one(config):
+    head, inputs = stage_two(config, prefix_probability=0.5)
+    head.train()
+    head(**inputs).loss.backward()
+    frozen = ("vision_model", "vision_layernorm", "qformer.", "vision_projection", "text_projection")
+    for name, parameter in head.named_parameters():
+        name = name.removeprefix("model.")
+        if name.startswith(frozen):
+            assert parameter.grad is None, name
+        else:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_cached_embeddings_give_the_same_stage_two_loss(config):
+    head, inputs = stage_two(config)
+    head.eval()
+    expected = head(**inputs)
+    causal = head.model.get_causal_embeddings(inputs.pop("pixel_values"))
+    found = head(causal_embeddings=causal, **inputs)
+    torch.testing.assert_close(found.loss, expected.loss)
+
+
+def test_dead_codes_are_revived_on_schedule(config):
+    head, inputs = stage_two(config, revival_interval=2)
+    head.train()
+    with torch.no_grad():
+        head.model.quantizer.codebook.weight[1:] = 1e4  # nobody will ever choose these
+        for step in range(2):
+            assert head(**inputs).codes.max() == 0, step
+        assert len(head(**inputs).codes.unique()) > 10
+    assert int(head.training_steps) == 3
+
+
+def test_prefix_masks_show_only_first_codes(config):
+    head, inputs = stage_two(config, prefix_probability=1.0)
+    codes = torch.zeros(500, config.num_codes, dtype=torch.long)
+    mask = head._sample_prefixes(codes)
+    lengths = mask.sum(1)
+    assert torch.equal(mask, torch.arange(codes.shape[1]) < lengths[:, None])
+    assert lengths.min() == 1 and lengths.max() == codes.shape[1]
+
+
+def _worker(rank: int, port: int, folder: str, queue) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    head = SeedForContrastiveLearning.from_pretrained(folder).eval()
+    part = {key: value[3 * rank : 3 * rank + 3] for key, value in batch(head.config).items()}
+    loss = head(**part).loss
+    loss.backward()
+    gradient = head.model.qformer.query_tokens.grad.clone()
+    dist.all_reduce(gradient)
+    dist.all_reduce(loss.detach())
+    if rank == 0:
+        queue.put((gradient / 2).numpy())
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_have_the_gradient_of_one(tmp_path, config):
+    import socket
+
+    head = SeedForContrastiveLearning(config).eval()
+    head.save_pretrained(tmp_path)
+    head(**batch(config)).loss.backward()
+    expected = head.model.qformer.query_tokens.grad
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("spawn")
+    queue = context.Queue()
+    processes = [context.Process(target=_worker, args=(rank, port, str(tmp_path), queue)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = torch.from_numpy(queue.get(timeout=120))
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_without_processes_gathering_is_the_identity():
+    tensor = torch.randn(3, 2, requires_grad=True)
+    assert gather_with_gradient(tensor) is tensor
+
+
+def test_a_checkpoint_of_a_stage_loads_as_the_image_tokenizer(tmp_path, config):
+    head = SeedForContrastiveLearning(config)
+    head.save_pretrained(tmp_path)
+    model = SeedModel.from_pretrained(tmp_path)
+    for name, tensor in head.model.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=0, atol=0)

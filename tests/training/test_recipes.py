@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+
+from seed import SeedForContrastiveLearning, SeedForQuantization
+from seed.training.recipes import apply_head_settings, load_recipe
+
+RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
+
+
+@pytest.mark.parametrize("stage", ["qformer", "stage1", "stage2"])
+@pytest.mark.parametrize("size", ["paper", "tiny", "smoke"])
+def test_shipped_recipes_are_valid(stage, size):
+    assert load_recipe(RECIPES / stage / f"{size}.yaml").epochs > 0
+
+
+def test_the_paper_recipe_of_stage_two_switches_our_additions_off(config):
+    head = SeedForQuantization(config)
+    apply_head_settings(head, load_recipe(RECIPES / "stage2" / "paper.yaml").head)
+    assert (head.quantization_weight, head.generation_weight, head.reconstruction_weight) == (5.0, 0.5, 2.0)
+    assert not head.prefix_probability and not head.kmeans_initialization and not head.revival_interval
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("epochs: 1\ntraining: {}\nepoch: 2\n", "Unknown key 'epoch'.*expected some of.*'epochs'"),
+        ("epochs: 1\ntraining: {}\ndata: {view: 3}\n", "Unknown key 'view'.*'views'"),
+        ("training: {}\n", "lacks the key 'epochs'"),
+        ("- 1\n", "not a mapping"),
+    ],
+)
+def test_a_bad_recipe_names_what_is_wrong(tmp_path, text, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_recipe(path)
+
+
+def test_an_unknown_head_setting_is_an_error(config):
+    with pytest.raises(ValueError, match="'quantisation_weight'.*quantization_weight"):
+        apply_head_settings(SeedForQuantization(config), {"quantisation_weight": 1})
+    with pytest.raises(ValueError, match="'forward'"):
+        apply_head_settings(SeedForContrastiveLearning(config), {"forward": 1})
