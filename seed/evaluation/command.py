@@ -1,0 +1,116 @@
+"""The verb `seed evaluate`."""
+
+import argparse
+
+
+def register(subparsers) -> None:
+    """Adds `evaluate`, with its tasks `retrieval` and `reconstruction`, to the `seed` command's verbs."""
+    parser = subparsers.add_parser("evaluate", help="score an image tokenizer on image-text data")
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
+    _add_retrieval(tasks)
+    _add_reconstruction(tasks)
+
+
+def _add_retrieval(tasks) -> None:
+    parser = tasks.add_parser(
+        "retrieval",
+        help="image-text retrieval with causal embeddings and with codes (the paper's Table 1)",
+        description="Prints recalls both ways and writes retrieval.json and the predictions to --output.",
+    )
+    _add_common(parser, batch_size=64)
+    parser.add_argument("--bidirectional", metavar="MODEL", help="the Q-Former before stage I, for the first row")
+    parser.add_argument(
+        "--texts",
+        choices=["name", "captions"],
+        default="name",
+        help="what pictures are matched with: their name (the column, else the first caption), or every caption",
+    )
+    parser.add_argument("--train-data", metavar="PATH_OR_ID", help="adds the floors: the nearest training picture")
+    parser.add_argument("--train-split", metavar="SPLIT", help="of --train-data")
+    parser.set_defaults(func=run_retrieval)
+
+
+def _add_reconstruction(tasks) -> None:
+    parser = tasks.add_parser(
+        "reconstruction",
+        help="similarity of pictures and their reconstructions from codes (the paper's Table 2)",
+        description="Prints similarities and writes reconstruction.json and the predictions to --output.",
+    )
+    _add_common(parser, batch_size=16)
+    parser.add_argument("--decoder", metavar="MODEL", help="another Stable Diffusion 1.x model to draw with")
+    parser.add_argument("--judge", default="efficientnet-lite2", help="or a folder or Hub id of a CLIP model")
+    parser.add_argument("--num-inference-steps", type=int, help="diffusion steps (default: the model's setting)")
+    parser.add_argument("--guidance-scale", type=float, help="diffusion guidance (default: the model's setting)")
+    parser.add_argument("--limit", type=int, help="draw so many pictures, chosen at random (default: all)")
+    parser.add_argument(
+        "--prefix-lengths", type=_integers, default=(), metavar="1,2,4", help="also draw from the first k codes"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the noise and of --limit's choice")
+    parser.set_defaults(func=run_reconstruction)
+
+
+def _add_common(parser: argparse.ArgumentParser, batch_size: int) -> None:
+    parser.add_argument("--model", help="folder or Hub id of a SEED repository (default: seed-tiny)")
+    parser.add_argument("--data", required=True, metavar="PATH_OR_ID", help="pictures and captions, see seed.data")
+    parser.add_argument("--split", help="of --data")
+    parser.add_argument("--format", help="of --data, where it cannot be told from the name (coco, karpathy, ...)")
+    parser.add_argument("--image-root", metavar="DIR", help="folder of the pictures that --data names")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for metrics and predictions")
+    parser.add_argument("--batch-size", type=int, default=batch_size)
+    parser.add_argument("--device", help="default: the GPU if there is one")
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers like 1,2,4") from error
+
+
+def run_retrieval(args: argparse.Namespace) -> int:
+    from .pictures import PictureSet
+    from .retrieval import evaluate_retrieval
+
+    evaluate_retrieval(
+        PictureSet(args.data, args.split, args.format, args.image_root),
+        args.output,
+        _model(args),
+        bidirectional=args.bidirectional,
+        train_pictures=PictureSet(args.train_data, args.train_split) if args.train_data else None,
+        texts=args.texts,
+        batch_size=args.batch_size,
+        device=_device(args),
+    )
+    return 0
+
+
+def run_reconstruction(args: argparse.Namespace) -> int:
+    from .judge import load_judge
+    from .pictures import PictureSet
+    from .reconstruction import Drawer, evaluate_reconstruction
+
+    device = _device(args)
+    judge = load_judge(args.judge, device)
+    pictures = PictureSet(args.data, args.split, args.format, args.image_root)
+    drawer = Drawer(_model(args), args.decoder, args.num_inference_steps, args.guidance_scale, args.seed, device)
+    evaluate_reconstruction(pictures, args.output, drawer, judge, args.limit, args.prefix_lengths, args.batch_size)
+    return 0
+
+
+def _model(args: argparse.Namespace) -> str:
+    if args.model:
+        return args.model
+    from .. import default_model
+
+    return default_model()
+
+
+def _device(args: argparse.Namespace) -> str:
+    if args.device:
+        return args.device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+__all__ = ["register", "run_reconstruction", "run_retrieval"]

@@ -1,0 +1,107 @@
+"""An image tokenizer made ready to be evaluated: in float32, with its image processor and its text tokenizer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoTokenizer
+
+from ..image_processing_seed import SeedImageProcessorPil
+from ..modeling_seed import SeedModel
+from ..pipeline_seed import resolve_image_tokenizer
+from ..training.feature_cache import weight_hash
+
+# As in training (BLIP-2's max_txt_len); longer texts are cut.
+MAX_TEXT_LENGTH = 32
+
+
+@dataclass
+class EncodedImages:
+    """
+    Args:
+        embedding_features: `(batch, projection_dim)` of the last causal embedding, or, of a bidirectional Q-Former,
+            `(batch, num_queries, projection_dim)`.
+        code_features: `(batch, projection_dim)` of the codes, through the reconstruction decoder; None without a
+            codebook.
+        codes: `(batch, num_codes)`; None without a codebook.
+        pooled: `(batch, vision_dim)`, L2-normalised mean of the frozen vision model's patch features.
+    """
+
+    embedding_features: torch.Tensor
+    code_features: torch.Tensor | None
+    codes: torch.Tensor | None
+    pooled: torch.Tensor
+
+
+class EvaluatedTokenizer:
+    """
+    A [`SeedModel`] in float32 (codes that are scored are made in float32).
+
+    Args:
+        name: a SEED repository, or an image tokenizer's own folder or Hub id.
+        device: where it runs.
+
+    Raises:
+        ValueError: the checkpoint has no text branch.
+    """
+
+    def __init__(self, name: str | Path, device: str | torch.device = "cpu"):
+        self.name = str(name)
+        folder = resolve_image_tokenizer(name)
+        self.model = SeedModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+        self.image_processor = SeedImageProcessorPil.from_pretrained(folder)
+        self.text_tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    @property
+    def causal(self) -> bool:
+        return self.model.config.qformer_config.causal
+
+    @property
+    def has_codes(self) -> bool:
+        return self.model.config.use_code_branch
+
+    def describe(self) -> dict:
+        """What goes into the report."""
+        return {"name": self.name, "weights_sha256": weight_hash(self.model), "dtype": "float32"}
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[Image.Image]) -> EncodedImages:
+        """Features and codes of a batch of RGB images, on the CPU."""
+        model = self.model
+        pixel_values = self.image_processor(list(images), return_tensors="pt")["pixel_values"].to(model.device)
+        vision_features = model.get_vision_features(pixel_values)
+        embeddings = model.get_causal_embeddings(vision_features=vision_features)
+        codes = code_features = None
+        if self.has_codes:
+            codes = model.get_image_tokens(causal_embeddings=embeddings)
+            code_features = model.get_image_features(codes=codes).cpu()
+            codes = codes.cpu()
+        pooled = torch.nn.functional.normalize(vision_features.float().mean(dim=1), dim=-1)
+        features = model.get_image_features(causal_embeddings=embeddings)
+        return EncodedImages(features.cpu(), code_features, codes, pooled.cpu())
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
+        """L2-normalised features of texts, `(texts, projection_dim)`, on the CPU."""
+        length = min(MAX_TEXT_LENGTH, self.model.config.qformer_config.max_position_embeddings)
+        parts = []
+        for start in range(0, len(texts), batch_size):
+            inputs = self.text_tokenizer(
+                list(texts[start : start + batch_size]),
+                padding=True,
+                truncation=True,
+                max_length=length,
+                return_tensors="pt",
+                return_token_type_ids=False,
+            ).to(self.model.device)
+            parts.append(self.model.get_text_features(inputs.input_ids, inputs.attention_mask).cpu())
+        return torch.cat(parts)
+
+
+def pixel_vector(image: Image.Image) -> np.ndarray:
+    """A picture as 16 x 16 RGB pixels, `(768,)` in 0 .. 1: the floor that needs no network."""
+    small = image.resize((16, 16), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.float32).ravel() / 255
