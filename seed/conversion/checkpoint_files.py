@@ -69,8 +69,12 @@ def write_safetensors(
         max_shard_size=MAX_SHARD_SIZE,
     )
     for filename, names in plan.filename_to_tensors.items():
-        tensors = {name: build(name).to(dtype).contiguous() for name in names}
-        save_file(tensors, folder / filename, metadata={"format": "pt"})
+        # No name keeps the shard, so that it is gone before the next is built.
+        save_file(
+            {name: build(name).to(dtype).contiguous() for name in names},
+            folder / filename,
+            metadata={"format": "pt"},
+        )
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
