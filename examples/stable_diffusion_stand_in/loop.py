@@ -1,0 +1,138 @@
+"""One resumable training loop for every stage of `train_stable_diffusion.py`, and atomic saving."""
+
+import copy
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .recipe import StageRecipe
+
+logger = logging.getLogger("train_stable_diffusion")
+
+
+def fit(
+    name: str,
+    model: nn.Module,
+    loss_terms: Callable[[Tensor], dict[str, Tensor]],
+    num_examples: int,
+    recipe: StageRecipe,
+    output: Path,
+    resume: bool,
+    seed: int,
+    on_save: Callable[[int], None],
+) -> None:
+    """Trains `model` on `loss_terms(rows)["loss"]`, `rows` being the indices of a batch; leaves its EMA in `model`.
+
+    Every `save_every` steps the state is written to one file, and `on_save(step)` is called with the EMA in place.
+    """
+    batch_size = min(recipe.batch_size, num_examples)
+    parameters = dict(model.named_parameters())
+    average = {key: value.detach().clone() for key, value in parameters.items()}
+    optimizer = torch.optim.AdamW(parameters.values(), recipe.learning_rate, (0.9, 0.99), fused=True,
+                                  weight_decay=recipe.weight_decay)  # fmt: skip
+    checkpoint = output / f"{name}.checkpoint.safetensors"
+    start = load_checkpoint(checkpoint, parameters, average, optimizer) if resume and checkpoint.exists() else 0
+
+    def finish(step):
+        save_checkpoint(checkpoint, step, parameters, average, optimizer)
+        with swapped(parameters, average):
+            model.eval()
+            on_save(step)
+            model.train()
+
+    model.train()
+    order, sums, since = (-1, None), {}, time.time()
+    for step in range(start, recipe.steps):
+        epoch, position = divmod(step, num_examples // batch_size)
+        if order[0] != epoch:
+            order = epoch, torch.randperm(num_examples, generator=torch.Generator().manual_seed(seed + epoch))
+        torch.manual_seed(seed + 1_000_003 * (step + 1))
+        warmup = (step + 1) / max(1, recipe.warmup_steps)
+        remaining = (recipe.steps - step) / max(1, recipe.decay_steps)
+        optimizer.param_groups[0]["lr"] = recipe.learning_rate * min(1.0, warmup, remaining)
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+            terms = loss_terms(order[1][position * batch_size : (position + 1) * batch_size])
+        if not torch.isfinite(terms["loss"]):
+            raise FloatingPointError(f"{name}: loss {terms['loss']} at step {step + 1}; lower learning_rate.")
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        optimizer.step()
+        # The average starts short, so that the first snapshots are not the initialisation.
+        decay = min(recipe.ema_decay, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
+        sums = {key: sums.get(key, 0.0) + value.item() for key, value in terms.items()}
+        count = (step - start) % 50 + 1
+        if count == 50 or step + 1 == recipe.steps:
+            means = " ".join(f"{key} {value / count:.4f}" for key, value in sums.items())
+            rate = count * batch_size / (time.time() - since)
+            logger.info("%s step %d/%d epoch %.1f %s (%.0f/s)", name, step + 1, recipe.steps,
+                        (step + 1) * batch_size / num_examples, means, rate)  # fmt: skip
+            sums, since = {}, time.time()
+        if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
+            finish(step + 1)
+    for key, value in parameters.items():
+        value.data.copy_(average[key])
+    model.eval()
+
+
+class swapped:
+    """Within the context the parameters hold the averages, and the averages the parameters."""
+
+    def __init__(self, parameters: dict[str, Tensor], average: dict[str, Tensor]):
+        self.pairs = [(parameters[key], average[key]) for key in parameters]
+
+    def __enter__(self):
+        for parameter, average in self.pairs:
+            parameter.data, average.data = average.data, parameter.data
+
+    def __exit__(self, *_):
+        self.__enter__()
+
+
+def save_checkpoint(path: Path, step: int, parameters: dict, average: dict, optimizer: torch.optim.Optimizer) -> None:
+    tensors = {}
+    for key, parameter in parameters.items():
+        tensors |= {f"parameter.{key}": parameter.detach(), f"average.{key}": average[key]}
+        tensors |= {f"optimizer.{slot}.{key}": value for slot, value in optimizer.state[parameter].items()}
+    temporary = path.with_suffix(".tmp")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"step": str(step)})
+    temporary.replace(path)
+
+
+def load_checkpoint(path: Path, parameters: dict, average: dict, optimizer: torch.optim.Optimizer) -> int:
+    with safe_open(path, "pt") as file:
+        step = int(file.metadata()["step"])
+    tensors = load_file(path)
+    slots = sorted({key.split(".")[1] for key in tensors if key.startswith("optimizer.")})
+    for key, parameter in parameters.items():
+        parameter.data.copy_(tensors[f"parameter.{key}"])
+        average[key].copy_(tensors[f"average.{key}"])
+        optimizer.state[parameter] = {slot: tensors[f"optimizer.{slot}.{key}"] for slot in slots}
+    return step
+
+
+def save_atomically(save: Callable[[Path], None], folder: Path) -> None:
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save(temporary)
+    for config in (temporary / "config.json", temporary / "text_encoder" / "config.json"):
+        # transformers loads in the dtype that the config names, diffusers in float32: without this, the text encoder
+        # alone would be bfloat16 in a pipeline that is loaded without a dtype, and the UNet would refuse its features.
+        if config.exists() and "dtype" in (values := json.loads(config.read_text())):
+            config.write_text(json.dumps(values | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def half(model: nn.Module) -> nn.Module:
+    """A copy as it is shipped. Later stages train on the saved copy, so that they meet exactly what users will."""
+    return copy.deepcopy(model).bfloat16()
