@@ -45,7 +45,7 @@ class EvaluatedTokenizer:
         device: where it runs.
 
     Raises:
-        ValueError: the checkpoint has no text branch.
+        FileNotFoundError: no image tokenizer, or no text tokenizer beside it.
     """
 
     def __init__(self, name: str | Path, device: str | torch.device = "cpu"):
@@ -53,7 +53,7 @@ class EvaluatedTokenizer:
         folder = resolve_image_tokenizer(name)
         self.model = SeedModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
         self.image_processor = SeedImageProcessorPil.from_pretrained(folder)
-        self.text_tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.text_tokenizer = _load_text_tokenizer(folder)
 
     @property
     def causal(self) -> bool:
@@ -99,6 +99,16 @@ class EvaluatedTokenizer:
             ).to(self.model.device)
             parts.append(self.model.get_text_features(inputs.input_ids, inputs.attention_mask).cpu())
         return torch.cat(parts)
+
+
+def _load_text_tokenizer(folder: Path):
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{folder} has no text tokenizer, which retrieval needs. Save the one of its text branch there; for the "
+            "released SEED and for BLIP-2 that is bert-base-uncased with the added token [DEC]."
+        ) from error
 
 
 def pixel_vector(image: Image.Image) -> np.ndarray:

@@ -112,3 +112,11 @@ def test_stage_one_is_scored_without_codes(make_image_tokenizer, tmp_path, toy_d
     run("--model", tmp_path / "model", "--data", toy_data, "--output", tmp_path / "out")
     report = json.loads((tmp_path / "out" / "retrieval.json").read_text())
     assert list(report["results"]) == ["causal embeddings"] and report["codebook"] is None
+
+
+def test_a_missing_text_tokenizer_is_named(make_image_tokenizer, tmp_path, toy_data):
+    make_image_tokenizer(tmp_path / "model")
+    for file in (tmp_path / "model").glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match="bert-base-uncased"):
+        run("--model", tmp_path / "model", "--data", toy_data, "--output", tmp_path / "out")
