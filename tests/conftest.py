@@ -11,6 +11,16 @@ def tiny_seed_config():
     return make_tiny_seed_config
 
 
+@pytest.fixture(scope="session")
+def seed_repository(tmp_path_factory):
+    """A SEED repository with random weights, see `tiny_repository`; copy it before changing it."""
+    from tiny_repository import make_seed_repository
+
+    folder = tmp_path_factory.mktemp("seed_repository")
+    make_seed_repository(folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -1,0 +1,209 @@
+"""The pipeline: images or codes in, images out, equal to what stock Stable Diffusion draws from the same features."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from PIL import Image
+from tiny_repository import SIZE, make_seed_model, make_seed_pipeline, make_stable_diffusion, pictures
+
+from seed import SeedImageProcessorPil, SeedModel, SeedPipeline
+from seed.pipeline_seed import resolve_decoder, resolve_image_tokenizer
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    pipeline = make_seed_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def codes():
+    return torch.randint(0, 64, (3, 32), generator=torch.Generator().manual_seed(3))
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def draw(pipeline, **inputs) -> np.ndarray:
+    return pipeline(output_type="np", **({"generator": generators(0)[0]} | inputs)).images
+
+
+def test_images_are_drawn_from_their_codes(pipeline):
+    images = pictures(2)
+    pixels = pipeline.image_processor(images, return_tensors="pt")["pixel_values"]
+    codes = pipeline.image_tokenizer.get_image_tokens(pixels)
+    output = pipeline(images, generator=generators(0)[0])
+    assert torch.equal(output.codes, codes) and not torch.equal(codes[0], codes[1])
+    assert [image.size for image in output.images] == [(SIZE, SIZE)] * 2
+    from_codes = draw(pipeline, codes=codes)
+    assert np.array_equal(np.asarray(output.images[0]), (from_codes[0] * 255).round().astype(np.uint8))
+    drawn, same_codes = pipeline(codes=codes, generator=generators(0)[0], return_dict=False)
+    assert drawn[0].size == (SIZE, SIZE) and torch.equal(same_codes, codes)
+
+
+def test_stock_stable_diffusion_draws_the_same_from_our_embeddings(pipeline, codes):
+    stock = StableDiffusionPipeline(
+        vae=pipeline.vae,
+        text_encoder=None,
+        tokenizer=None,
+        unet=pipeline.unet,
+        scheduler=pipeline.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    stock.set_progress_bar_config(disable=True)
+    embeds = pipeline.image_tokenizer.decode_image_tokens(codes).detach()
+    empty = pipeline.image_tokenizer.empty_prompt_embeds.expand(len(codes), -1, -1)
+    options = {"num_inference_steps": 3, "guidance_scale": 4.0, "output_type": "np"}
+    expected = stock(
+        prompt_embeds=embeds, negative_prompt_embeds=empty, generator=generators(0)[0], **options
+    ).images
+    ours = pipeline(codes=codes, generator=generators(0)[0], **options).images
+    assert np.array_equal(ours, expected)
+    assert not np.allclose(ours, draw(pipeline, codes=codes, num_inference_steps=3, guidance_scale=1.0), atol=1e-4)
+
+
+def test_same_generator_same_drawing_and_a_list_makes_it_independent_of_the_batch(pipeline, codes):
+    first = draw(pipeline, codes=codes)
+    assert np.array_equal(first, draw(pipeline, codes=codes))
+    assert not np.allclose(first, draw(pipeline, codes=codes, generator=generators(1)[0]), atol=1e-3)
+    together = draw(pipeline, codes=codes, generator=generators(5, 6, 7))
+    alone = draw(pipeline, codes=codes[1:2], generator=generators(6))
+    np.testing.assert_allclose(together[1], alone[0], atol=1e-5)
+
+
+def test_prefix_lengths(pipeline, codes):
+    changed = codes.clone()
+    changed[:, 4:] = (changed[:, 4:] + 7) % 64
+    of_four = draw(pipeline, codes=codes, prefix_length=4)
+    assert np.array_equal(of_four, draw(pipeline, codes=changed, prefix_length=4))
+    assert not np.allclose(of_four, draw(pipeline, codes=codes), atol=1e-4)
+    # One per row is the same as one after the other.
+    mixed = pipeline.encode_codes(codes, [8, 1, 8])
+    for row, length in enumerate([8, 1, 8]):
+        alone = pipeline.image_tokenizer.decode_image_tokens(codes[row : row + 1], length)
+        torch.testing.assert_close(mixed[row], alone[0], atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="2 prefix lengths for 3 rows"):
+        pipeline.encode_codes(codes, [1, 2])
+    with pytest.raises(ValueError, match="prefix_length is 33; expected 1 .. 32"):
+        pipeline(codes=codes, prefix_length=33)
+
+
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_any_scheduler(scheduler, codes):
+    pipeline = make_seed_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    usual = draw(pipeline, codes=codes[:1])
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    drawn = draw(pipeline, codes=codes[:1])
+    assert np.isfinite(drawn).all() and not np.allclose(drawn, usual, atol=1e-4)
+    assert np.array_equal(drawn, draw(pipeline, codes=codes[:1]))
+
+
+def test_sizes_counts_latents_callbacks(pipeline, codes):
+    steps = []
+
+    def callback(pipe, step, timestep, tensors):
+        steps.append(step)
+        return tensors
+
+    latents = torch.randn(6, 4, 16, 12, generator=generators(0)[0])
+    images = pipeline(
+        codes=codes,
+        latents=latents,
+        height=32,
+        width=24,
+        num_images_per_prompt=2,
+        num_inference_steps=3,
+        callback_on_step_end=callback,
+        output_type="pil",
+    ).images
+    assert len(images) == 6 and images[0].size == (24, 32) and steps == [0, 1, 2]
+
+
+def test_bad_inputs_say_what_to_do(pipeline, codes):
+    with pytest.raises(ValueError, match="either images .* or codes"):
+        pipeline()
+    with pytest.raises(ValueError, match="either images .* or codes"):
+        pipeline(pictures(1), codes=codes)
+    with pytest.raises(TypeError, match="codes are a list; expected an integer tensor"):
+        pipeline(codes=codes.tolist())
+    with pytest.raises(ValueError, match=r"codes have shape \(3, 31\); expected \(batch, 32\)"):
+        pipeline(codes=codes[:, :31])
+    with pytest.raises(ValueError, match="Code 64 is out of range; this codebook has codes 0 .. 63"):
+        pipeline(codes=codes.index_fill(1, torch.tensor(5), 64))
+    with pytest.raises(TypeError, match="Codes have dtype torch.float32; expected integers"):
+        pipeline(codes=codes.float())
+
+
+def test_a_unet_of_another_width_is_refused():
+    decoder, model = make_stable_diffusion(width=24), make_seed_model()
+    with pytest.raises(ValueError, match="text features of width 24, .* generation embeddings have width 40"):
+        SeedPipeline(model, decoder.unet, decoder.vae, decoder.scheduler, SeedImageProcessorPil())
+
+
+def test_saves_and_loads_in_the_layout_of_the_house(seed_repository, codes):
+    assert sorted(path.name for path in seed_repository.iterdir()) == [
+        "decoder",
+        "image_tokenizer",
+        "processor_config.json",
+    ]
+    original, loaded = make_seed_pipeline(), SeedPipeline.from_pretrained(seed_repository)
+    assert loaded.config.guidance_scale == 3.0 and loaded.config.num_inference_steps == 2
+    assert type(loaded.scheduler) is type(original.scheduler) and loaded.text_encoder is None
+    assert np.array_equal(draw(original, codes=codes), draw(loaded, codes=codes))
+    images = pictures(2)
+    assert torch.equal(original.tokenize_images(images), loaded.tokenize_images(images))
+    assert SeedPipeline.from_pretrained(seed_repository, dtype=torch.bfloat16).unet.dtype == torch.bfloat16
+
+
+def test_text_encoder_stands_in_for_a_missing_empty_prompt(tmp_path, codes):
+    """A plain image tokenizer and a stock Stable Diffusion folder, named separately."""
+    decoder, model = make_stable_diffusion(), make_seed_model()
+    decoder.save_pretrained(tmp_path / "sd")
+    model.save_pretrained(tmp_path / "tokenizer")
+    SeedImageProcessorPil(size={"height": 28, "width": 28}).save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(FileNotFoundError, match="pass decoder="):
+        SeedPipeline.from_pretrained(tmp_path / "tokenizer")
+    pipeline = SeedPipeline.from_pretrained(tmp_path / "tokenizer", decoder=tmp_path / "sd")
+    ids = torch.tensor([[52] + [53] * 76])  # <|startoftext|> <|endoftext|> and its repetition up to 77
+    expected = decoder.text_encoder(ids).last_hidden_state
+    torch.testing.assert_close(pipeline.encode_empty_prompt(), expected)
+    with_encoder = draw(pipeline, codes=codes[:1])
+
+    pipeline.text_encoder = pipeline.tokenizer = None
+    with pytest.raises(ValueError, match="set_empty_prompt_embeds, or draw with guidance_scale=1"):
+        draw(pipeline, codes=codes[:1])
+    assert np.isfinite(draw(pipeline, codes=codes[:1], guidance_scale=1)).all()
+    pipeline.image_tokenizer.set_empty_prompt_embeds(expected)
+    np.testing.assert_allclose(draw(pipeline, codes=codes[:1]), with_encoder, atol=1e-5)
+
+    shared = SeedModel.from_pretrained(tmp_path / "tokenizer")
+    other = SeedPipeline.from_pretrained(tmp_path / "tokenizer", decoder=tmp_path / "sd", image_tokenizer=shared)
+    assert other.image_tokenizer is shared
+
+
+def test_pointers_name_other_repositories(seed_repository, tmp_path):
+    shutil.copytree(seed_repository / "image_tokenizer", tmp_path / "shared_tokenizer")
+    shutil.copytree(seed_repository / "decoder", tmp_path / "shared_decoder")
+    root = tmp_path / "root"
+    root.mkdir()
+    pointers = {"image_tokenizer": "../shared_tokenizer", "decoder": str(tmp_path / "shared_decoder")}
+    (root / "processor_config.json").write_text(json.dumps(pointers))
+    assert resolve_image_tokenizer(root).samefile(tmp_path / "shared_tokenizer")
+    assert resolve_decoder(root).samefile(tmp_path / "shared_decoder")
+    assert SeedPipeline.from_pretrained(root).image_tokenizer.config.codebook_size == 64
+
+
+def test_images_may_be_arrays(pipeline):
+    image = pictures(1)[0]
+    array = np.asarray(image)
+    assert torch.equal(pipeline.tokenize_images(image), pipeline.tokenize_images([array]))
+    assert torch.equal(pipeline.tokenize_images(image), pipeline.tokenize_images(Image.fromarray(array)))
