@@ -9,7 +9,7 @@ Hardware and time of the `tiny` recipe: one CPU core with AVX512-BF16, about two
 Data are Parquet files with the columns `image` (square pictures of one size) and `captions` (a list; the first is the
 name). Four stages (`--stage`); each needs the folders that the ones before it left in OUTPUT:
 
-vae      L1, edge and colour reconstruction with a small KL term; latents have an eighth of the picture's side, as in SD.
+vae      L1, edge and colour reconstruction, a small KL term; latents have an eighth of the picture's side, as in SD.
 decoder  The VAE's decoder alone, longer. Its encoder is frozen, so this may run beside `unet` in a second process.
 text     As CLIP: a causal encoder against pooled features of a frozen, pretrained image network; pictures of one name
          are positives of each other. A sentence encoder's embeddings of the same captions are a second target, since
