@@ -45,9 +45,12 @@ class SeedForContrastiveLearning(SeedPreTrainedModel):
     Args:
         label_smoothing: 0.1 in the released recipe.
         initial_temperature: 0.07 in the released recipe; learned from there.
+        fixed_temperature: divides the similarities in place of the learned temperature if not 0 (our choice: at learning
+            rates far above the released one, the temperature rises at once and the features learn several times slower).
     """
 
     initial_temperature = 0.07
+    fixed_temperature = 0.0
     label_smoothing = 0.1
 
     def __init__(self, config: SeedConfig):
@@ -89,6 +92,9 @@ class SeedForContrastiveLearning(SeedPreTrainedModel):
         all_groups = gather_with_gradient(groups)
         # In place of a clamp, whose gradient is zero beyond the bound.
         temperature = self.temperature + (self.temperature.clamp(min=MIN_TEMPERATURE) - self.temperature).detach()
+        if self.fixed_temperature:
+            # Adding nothing of the parameter keeps it in the graph, which distributed training wants.
+            temperature = self.fixed_temperature + 0.0 * self.temperature
         targets = contrastive_targets(groups, all_groups)
         loss = contrastive_loss(
             image_features,
