@@ -2,22 +2,20 @@
 
 import io
 import json
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from PIL import Image, ImageDraw
+from run_example import EXAMPLES, run_script
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from seed import SeedModel
 from seed.training.text_tokenizer import train_text_tokenizer
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 COLOURS = ["red", "green", "blue", "black", "orange", "purple"]
 
 
@@ -48,16 +46,6 @@ def work(tmp_path_factory) -> Path:
     )  # fmt: skip
     CLIPTextModel(config).save_pretrained(folder / "sd" / "text_encoder")
     return folder
-
-
-def run_script(name: str, *arguments: object) -> None:
-    command = [name, *map(str, arguments)]
-    before = sys.argv
-    sys.argv = command
-    try:
-        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
-    finally:
-        sys.argv = before
 
 
 def losses(output: Path) -> dict[int, float]:

@@ -1,0 +1,58 @@
+"""Puts a trained image tokenizer and a Stable Diffusion decoder into one repository, as on the Hub.
+
+    python examples/package_model.py --image-tokenizer runs/image_tokenizer --decoder runs/stable_diffusion \
+        --captions emoji64/train.parquet --guidance-scale 3 --num-inference-steps 20 --output hub_configs/seed-tiny
+
+The distinct first captions of `--captions` become image_tokenizer/captions.txt, from which `seed demo` chooses the
+nearest. An existing README.md in the output folder is kept.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import AutoTokenizer
+
+from seed import SeedImageProcessorPil, SeedModel, SeedPipeline
+from seed.data.image_text import load_image_text
+from seed.demo import CAPTIONS_FILE
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image-tokenizer", required=True, help="folder of stage II's model")
+    parser.add_argument("--decoder", required=True, help="folder of the Stable Diffusion model")
+    parser.add_argument("--captions", required=True, help="image-text data whose first captions `seed demo` knows")
+    parser.add_argument("--guidance-scale", type=float, default=7.5)
+    parser.add_argument("--num-inference-steps", type=int, default=50)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--output", required=True)
+    arguments = parser.parse_args()
+    dtype = getattr(torch, arguments.dtype)
+
+    decoder = StableDiffusionPipeline.from_pretrained(arguments.decoder, torch_dtype=dtype, safety_checker=None)
+    image_tokenizer = SeedModel.from_pretrained(arguments.image_tokenizer, dtype=dtype)
+    pipeline = SeedPipeline(
+        image_tokenizer=image_tokenizer,
+        unet=decoder.unet,
+        vae=decoder.vae,
+        scheduler=decoder.scheduler,
+        image_processor=SeedImageProcessorPil.from_pretrained(arguments.image_tokenizer),
+        # Not needed to draw from codes; part of the decoder, so that stock StableDiffusionPipeline draws from captions.
+        text_encoder=decoder.text_encoder,
+        tokenizer=decoder.tokenizer,
+        guidance_scale=arguments.guidance_scale,
+        num_inference_steps=arguments.num_inference_steps,
+    )
+    pipeline.save_pretrained(arguments.output)
+    folder = Path(arguments.output) / "image_tokenizer"
+    AutoTokenizer.from_pretrained(arguments.image_tokenizer).save_pretrained(folder)
+    captions = dict.fromkeys(captions[0] for captions in load_image_text(arguments.captions)["captions"])
+    (folder / CAPTIONS_FILE).write_text("\n".join(captions) + "\n", encoding="utf-8")
+    size = sum(file.stat().st_size for file in Path(arguments.output).rglob("*") if file.is_file())
+    print(f"{arguments.output}: {size / 1e6:.1f} MB, {len(captions)} captions")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Runs a script of examples/ in this process, as its command line would."""
+
+import runpy
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run_script(name: str, *arguments: object) -> None:
+    """
+    Args:
+        name: of the script below examples/.
+        arguments: of its command line.
+    """
+    before = sys.argv
+    sys.argv = [name, *map(str, arguments)]
+    try:
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    finally:
+        sys.argv = before
