@@ -113,5 +113,5 @@ def _load_text_tokenizer(folder: Path):
 
 def pixel_vector(image: Image.Image) -> np.ndarray:
     """A picture as 16 x 16 RGB pixels, `(768,)` in 0 .. 1: the floor that needs no network."""
-    small = image.resize((16, 16), Image.Resampling.BOX)
+    small = image.resize((16, 16), Image.Resampling.BICUBIC)
     return np.asarray(small, dtype=np.float32).ravel() / 255
