@@ -131,10 +131,11 @@ def _positive(text: str) -> int:
 def run_demo(args: argparse.Namespace) -> int:
     started = time.monotonic()
     print("Importing torch, transformers and diffusers", flush=True)
-    from .data.detokenization import save_image
+    from .data.detokenization import check_image_path, save_image
     from .data.images import list_images
     from .demo import contact_sheet, run_demo, shipped_pictures
 
+    check_image_path(args.output)
     own = list_images(args.images) if args.images else []
     rows = run_demo(
         args.model or default_model(),
@@ -185,9 +186,10 @@ def run_detokenize(args: argparse.Namespace) -> int:
 def run_reconstruct(args: argparse.Namespace) -> int:
     import torch
 
-    from .data.detokenization import save_image
+    from .data.detokenization import check_image_path, save_image
     from .data.images import load_image
 
+    check_image_path(args.output)
     image = load_image(Path(args.image))
     generator = torch.Generator().manual_seed(args.seed)
     drawn = _pipeline(args)(images=image, prefix_length=args.prefix_length, generator=generator)

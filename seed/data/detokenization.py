@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
 from ..pipeline_seed import SeedPipeline
@@ -63,17 +64,25 @@ def draw_codes(
     return paths
 
 
-def save_image(image, path: str | Path) -> None:
+def check_image_path(path: str | Path) -> Path:
     """
-    Saves a PIL image, all or nothing; the format is that of the file's suffix.
+    A path that [`save_image`] can write to; asked before the work that makes the image.
 
     Raises:
-        ValueError: no image format has that suffix.
-        FileNotFoundError: there is no such folder.
+        ValueError: no image format has its suffix.
+        FileNotFoundError: its folder does not exist.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder to write {path.name} to.")
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"{path}: no image format has the suffix {path.suffix!r}; use .png or .jpg.")
+    return path
+
+
+def save_image(image: Image.Image, path: str | Path) -> None:
+    """Saves an image, all or nothing; the format is that of the file's suffix (see [`check_image_path`])."""
+    path = check_image_path(path)
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         image.save(temporary)
@@ -88,4 +97,4 @@ def _file_stem(id: str) -> str:
     return re.sub(r"[^\w.-]+", "_", re.sub(r"\.\w{1,5}$", "", name))[:80] or "picture"
 
 
-__all__ = ["draw_codes", "open_codes", "save_image"]
+__all__ = ["check_image_path", "draw_codes", "open_codes", "save_image"]

@@ -1,0 +1,275 @@
+"""Bulk tokenisation: the model's own codes in the pictures' order; broken ones named; kills cost nothing."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from tiny_repository import make_seed_pipeline, pictures
+
+from seed import SeedModel
+from seed.data import tokenization
+from seed.data.codes import CodesMetadata, codes_schema, read_codes
+from seed.data.detokenization import draw_codes, open_codes
+from seed.data.provenance import tokenizer_hash
+from seed.data.tokenization import PictureList, load_image_tokenizer, tokenize_pictures
+
+
+@pytest.fixture(scope="module")
+def tokenizer(seed_repository):
+    return load_image_tokenizer(seed_repository)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Thirty pictures; numbers 3, 4 and 20 are broken in different ways."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number, picture in enumerate(pictures(30)):
+        picture.save(folder / f"{number:02d}.png")
+    (folder / "03.png").write_bytes(b"not a picture")
+    (folder / "04.png").write_bytes(b"")
+    (folder / "20.png").write_bytes((folder / "21.png").read_bytes()[:60])
+    return folder
+
+
+def expected_codes(tokenizer, paths):
+    """One picture at a time, straight from the model."""
+    model, image_processor = tokenizer
+    pixels = [image_processor(Image.open(path), return_tensors="pt")["pixel_values"] for path in paths]
+    with torch.no_grad():
+        return torch.cat([model.get_image_tokens(pixel_values) for pixel_values in pixels])
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_after(monkeypatch, model, batches):
+    """The model works for so many batches, then the process dies; returns the sizes of the batches it did."""
+    sizes, get_image_tokens = [], model.get_image_tokens
+
+    def counted(pixel_values):
+        if len(sizes) == batches:
+            raise Killed
+        sizes.append(len(pixel_values))
+        return get_image_tokens(pixel_values)
+
+    monkeypatch.setattr(model, "get_image_tokens", counted)
+    return sizes
+
+
+def test_codes_of_a_folder(tokenizer, folder, tmp_path):
+    output = tmp_path / "codes.parquet"
+    summary = tokenize_pictures(PictureList([folder]), output, *tokenizer, batch_size=8, progress=False)
+    broken = [folder / name for name in ("03.png", "04.png", "20.png")]
+    good = [path for path in sorted(folder.iterdir()) if path not in broken]
+    table = pq.read_table(output)
+    assert table.column_names == ["id", "codes"] and table["id"].to_pylist() == [str(path) for path in good]
+    codes = torch.tensor(table["codes"].to_pylist())
+    assert torch.equal(codes, expected_codes(tokenizer, good)) and len(codes.unique(dim=0)) > 3
+
+    assert summary.tokenized == 27 and summary.skipped_file == tmp_path / "codes.skipped.jsonl"
+    listed = [json.loads(line) for line in summary.skipped_file.read_text().splitlines()]
+    assert [(entry["row"], entry["id"]) for entry in listed] == list(zip((3, 4, 20), map(str, broken)))
+    assert "not an image" in listed[0]["error"] and "empty" in listed[1]["error"] and "truncated" in listed[2]["error"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["codes.parquet", "codes.skipped.jsonl"]
+
+    metadata = json.loads(pq.read_schema(output).metadata[b"seed"])
+    assert metadata.pop("image_tokenizer") == tokenizer_hash(tokenizer[0]) and len(metadata.pop("preprocessing")) == 64
+    assert metadata == {"dtype": "float32", "codebook_size": 64, "num_codes": 32}
+
+
+@pytest.mark.parametrize("batches", [0, 1, 3, 5])
+def test_a_killed_run_continues_without_loss_or_repetition(tokenizer, folder, tmp_path, monkeypatch, batches):
+    monkeypatch.setattr(tokenization, "ROWS_PER_PART", 8)
+    output = tmp_path / "codes.parquet"
+    whole = tmp_path / "whole.parquet"
+    tokenize_pictures(PictureList([folder]), whole, *tokenizer, batch_size=4, progress=False)
+    with monkeypatch.context() as patch:
+        kill_after(patch, tokenizer[0], batches)
+        with pytest.raises(Killed):
+            tokenize_pictures(PictureList([folder]), output, *tokenizer, batch_size=4, progress=False)
+    assert not output.exists()
+    # As a kill in the middle of a write leaves it.
+    (tmp_path / "codes.parquet.partial" / "0000000024.parquet.tmp").write_bytes(b"half")
+    with monkeypatch.context() as patch:
+        sizes = kill_after(patch, tokenizer[0], 1000)
+        summary = tokenize_pictures(PictureList([folder]), output, *tokenizer, batch_size=4, progress=False)
+    # Batches of four rows, parts of eight: what finished parts hold is not computed again.
+    assert summary.continued_from == batches // 2 * 8
+    usable = 27 - sum(number not in (3, 4, 20) for number in range(summary.continued_from))
+    assert sum(sizes) == usable
+    assert pq.read_table(output).equals(pq.read_table(whole))
+    assert not (tmp_path / "codes.parquet.partial").exists()
+
+    # A third time there is nothing to do.
+    kill_after(monkeypatch, tokenizer[0], 0)
+    again = tokenize_pictures(PictureList([folder]), output, *tokenizer, batch_size=4, progress=False)
+    assert again.tokenized == 27 and len(again.skipped) == 3 and again.continued_from == 30
+
+
+def test_leftovers_of_another_run_are_refused(tokenizer, folder, tmp_path, monkeypatch):
+    output = tmp_path / "codes.parquet"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, tokenizer[0], 1)
+        tokenize_pictures(PictureList([folder]), output, *tokenizer, batch_size=4, progress=False)
+    with pytest.raises(ValueError, match="unfinished run with another pictures: .* delete that folder"):
+        tokenize_pictures(PictureList([folder / "00.png"]), output, *tokenizer, progress=False)
+    bfloat16 = SeedModel(tokenizer[0].config).to(torch.bfloat16).eval()
+    with pytest.raises(ValueError, match="another dtype, image_tokenizer: "):
+        tokenize_pictures(PictureList([folder]), output, bfloat16, tokenizer[1], progress=False)
+    shutil.rmtree(tmp_path / "codes.parquet.partial")
+
+    tokenize_pictures(PictureList([folder / "00.png"]), output, *tokenizer, progress=False)
+    with pytest.raises(ValueError, match="exists and holds codes of other pictures .*delete it"):
+        tokenize_pictures(PictureList([folder]), output, *tokenizer, progress=False)
+    output.write_text("something else")
+    with pytest.raises(ValueError, match="name another file"):
+        tokenize_pictures(PictureList([folder]), output, *tokenizer, progress=False)
+    assert output.read_text() == "something else"
+
+
+def test_nothing_usable_is_an_error(tokenizer, folder, tmp_path):
+    with pytest.raises(ValueError, match="None of the 2 pictures could be opened; see .*x.skipped.jsonl"):
+        paths = PictureList([folder / "03.png", folder / "04.png"])
+        tokenize_pictures(paths, tmp_path / "x.parquet", *tokenizer, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.skipped.jsonl"]
+
+
+def test_image_text_data_keep_ids_and_captions(tokenizer, folder, tmp_path):
+    rows = []
+    for number in (0, 3, 1):
+        image = {"bytes": (folder / f"{number:02d}.png").read_bytes(), "path": None}
+        rows.append({"image": image, "captions": [f"picture {number}", "noise"], "id": f"n{number}"})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data.parquet")
+    pq.write_table(pa.Table.from_pylist(rows).drop_columns("id"), tmp_path / "numbered.parquet")
+    expected = expected_codes(tokenizer, [folder / "00.png", folder / "01.png"]).tolist()
+    for name, ids in (("data", ["n0", "n1"]), ("numbered", ["0", "2"])):
+        output = tmp_path / f"{name}.codes.parquet"
+        tokenize_pictures(PictureList([tmp_path / f"{name}.parquet"]), output, *tokenizer, progress=False)
+        table = pq.read_table(output)
+        assert table["id"].to_pylist() == ids and table["codes"].to_pylist() == expected
+        assert table["captions"].to_pylist() == [["picture 0", "noise"], ["picture 1", "noise"]]
+    with pytest.raises(ValueError, match="one after the other"):
+        PictureList([tmp_path / "data.parquet", folder])
+
+
+def test_hash_follows_what_makes_codes_and_nothing_else(seed_repository, tokenizer):
+    folder = seed_repository / "image_tokenizer"
+    ours = tokenizer_hash(tokenizer[0])
+    with_text = SeedModel.from_pretrained(folder)
+    assert with_text.config.use_text_branch and not tokenizer[0].config.use_text_branch
+    assert tokenizer_hash(with_text) == ours
+    model = SeedModel.from_pretrained(folder, dtype=torch.bfloat16)
+    in_bfloat16 = tokenizer_hash(model)
+    assert in_bfloat16 != ours and tokenizer_hash(model.float()) == in_bfloat16
+    model = SeedModel.from_pretrained(folder)
+    with torch.no_grad():
+        model.generation_projection.bias += 1
+        assert tokenizer_hash(model) == ours
+        for name in ("quantizer.codebook.weight", "encode_layer.0.bias", "qformer.query_tokens"):
+            parameter = model.get_parameter(name)
+            parameter.view(-1)[0] += 1e-3
+            assert tokenizer_hash(model) != ours, name
+            parameter.copy_(tokenizer[0].get_parameter(name))
+
+
+@pytest.fixture
+def codes_file(tmp_path, tokenizer):
+    """Writes a file of codes; `metadata=None` leaves out what made them."""
+
+    made_by = CodesMetadata.of(*tokenizer)
+
+    def write(codes, value_type=None, metadata=made_by, name="made.parquet"):
+        schema = codes_schema(metadata, with_captions=False) if metadata else None
+        column = pa.array(codes, value_type or pa.list_(pa.int32()))
+        table = pa.table({"id": [f"a/b {row}.jpg" for row in range(len(codes))], "codes": column})
+        pq.write_table(table.replace_schema_metadata(schema.metadata if schema else None), tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def test_bad_codes_name_file_row_and_value(codes_file, tmp_path):
+    good = [list(range(32)), list(range(32, 64))]
+    assert read_codes(codes_file(good), 64, 32).codes.tolist() == good
+    assert read_codes(codes_file(good, pa.list_(pa.uint16(), 32)), 64, 32).codes.tolist() == good
+    cases = [
+        ([good[0], good[1][:31]], None, r"made.parquet: row 1 has 31 codes; this model's pictures have 32"),
+        ([good[0], None], None, "row 1 has 0 codes"),
+        ([good[0], [*range(31), 64]], None, "made.parquet: code 64 in row 1, position 31, is out of range; .*0 .. 63"),
+        ([good[0], [-1] + good[1][1:]], None, "code -1 in row 1, position 0"),
+        ([good[0], [None] + good[1][1:]], None, "code -1 in row 1, position 0"),
+        ([[0.5] * 32], pa.list_(pa.float32()), "column 'codes' holds list<.*float>; expected lists of 32 integers"),
+        ([3], pa.int64(), "column 'codes' holds int64; expected lists of 32 integers"),
+    ]
+    for codes, kind, message in cases:
+        with pytest.raises(ValueError, match=message):
+            read_codes(codes_file(codes, kind), 64, 32)
+    pq.write_table(pa.table({"tokens": [1], "id": ["x"]}), tmp_path / "other.parquet")
+    with pytest.raises(ValueError, match="no column 'codes'; it has tokens, id"):
+        read_codes(tmp_path / "other.parquet", 64, 32)
+    (tmp_path / "cut.parquet").write_bytes(codes_file(good).read_bytes()[:200])
+    with pytest.raises(ValueError, match="cut.parquet: not a Parquet file, or a truncated one"):
+        read_codes(tmp_path / "cut.parquet", 64, 32)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_codes(tmp_path / "nothing.parquet", 64, 32)
+
+
+def test_codes_are_drawn_row_by_row(codes_file, tmp_path):
+    pipeline = make_seed_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    codes = torch.randint(0, 64, (3, 32))
+    paths = draw_codes(pipeline, open_codes(codes_file(codes.tolist()), pipeline), tmp_path / "out", 5, batch_size=2)
+    assert [path.name for path in paths] == ["0-b_0.png", "1-b_1.png", "2-b_2.png"]
+    assert sorted((tmp_path / "out").iterdir()) == paths
+    for row, path in enumerate(paths):
+        generator = torch.Generator().manual_seed(5 + row)
+        drawn = pipeline(codes=codes[row : row + 1], generator=generator).images[0]
+        assert np.abs(np.asarray(Image.open(path), int) - np.asarray(drawn, int)).max() <= 1
+
+
+def test_codes_of_another_tokenizer_are_refused(codes_file):
+    pipeline = make_seed_pipeline()
+    codes = [list(range(32))]
+    path = codes_file(codes)
+    with torch.no_grad():
+        pipeline.image_tokenizer.quantizer.codebook.weight[0] += 1
+    with pytest.raises(ValueError, match="an image tokenizer with weights .* made these codes; .*--force"):
+        open_codes(path, pipeline)
+    assert open_codes(path, pipeline, any_tokenizer=True).codes.tolist() == codes
+    assert open_codes(codes_file(codes, metadata=None), pipeline).codes.tolist() == codes
+
+
+def test_loads_as_a_data_set(tokenizer, folder, tmp_path):
+    from datasets import load_dataset
+
+    output = tmp_path / "codes.parquet"
+    tokenize_pictures(PictureList([folder / "00.png", folder / "01.png"]), output, *tokenizer, progress=False)
+    loaded = load_dataset("parquet", data_files=str(output), split="train", cache_dir=str(tmp_path / "cache"))
+    expected = expected_codes(tokenizer, [folder / "00.png", folder / "01.png"])
+    assert torch.equal(torch.tensor(loaded["codes"][:]), expected)
+
+
+def test_images_bytes_of_every_kind(tokenizer, tmp_path):
+    """One picture as PNG, palette PNG, 16-bit PNG and CMYK TIFF has one set of codes."""
+    grey = Image.fromarray(np.kron(np.array([[0, 255], [255, 0]], np.uint8), np.ones((20, 20), np.uint8)))
+    kinds = {
+        "rgb.png": grey.convert("RGB"),
+        "palette.png": grey.convert("P"),
+        "deep.png": Image.fromarray(np.asarray(grey).astype(np.uint16) * 257),
+        "print.tif": grey.convert("RGB").convert("CMYK"),
+    }
+    for name, image in kinds.items():
+        buffer = io.BytesIO()
+        image.save(buffer, "TIFF" if name.endswith("tif") else "PNG")
+        (tmp_path / name).write_bytes(buffer.getvalue())
+    output = tmp_path / "codes.parquet"
+    tokenize_pictures(PictureList([tmp_path / name for name in kinds]), output, *tokenizer, progress=False)
+    codes = pq.read_table(output)["codes"].to_pylist()
+    assert codes == [codes[0]] * 4

@@ -1,0 +1,165 @@
+"""The `seed` command, run as a user runs it, on a tiny model with random weights."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from tiny_repository import CAPTIONS, SIZE, pictures
+from transformers import AutoTokenizer
+
+from seed import SeedModel, SeedPipeline
+from seed.cli import main
+from seed.demo import contact_sheet, prefix_lengths, run_demo, shipped_pictures
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "mine.png"
+    pictures(1, seed=5)[0].save(path)
+    return path
+
+
+def run(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_help_needs_no_torch():
+    code = "import sys, seed.cli\ntry: seed.cli.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(verb in shown for verb in ("demo", "tokenize", "detokenize", "reconstruct", "evaluate", "convert"))
+
+
+@pytest.mark.parametrize(
+    "verb", ["demo", "tokenize", "detokenize", "reconstruct", "evaluate", "convert", "convert seed1"]
+)
+def test_every_verb_explains_itself(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(*verb.split(), "--help")
+    assert stop.value.code == 0 and f"usage: seed {verb}" in capsys.readouterr().out
+
+
+def test_tokenize_then_detokenize(seed_repository, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, picture in enumerate(pictures(3)):
+        picture.save(folder / f"p{number}.png")
+    (folder / "broken.png").write_bytes(b"?")
+    model = ("--model", seed_repository)
+    assert run("tokenize", folder, "--output", tmp_path / "codes.parquet", *model) == 0
+    shown = capsys.readouterr()
+    assert "codes of 3 of 4 pictures" in shown.out and "broken.png" in shown.err
+    assert json.loads((tmp_path / "codes.skipped.jsonl").read_text())["id"] == str(folder / "broken.png")
+
+    assert run("detokenize", tmp_path / "codes.parquet", "--output", tmp_path / "out", *model) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0-p0.png", "1-p1.png", "2-p2.png"]
+    codes = torch.tensor(pq.read_table(tmp_path / "codes.parquet")["codes"].to_pylist())
+    pipeline = SeedPipeline.from_pretrained(seed_repository)
+    drawn = pipeline(codes=codes[1:2], generator=torch.Generator().manual_seed(1)).images[0]
+    found = Image.open(tmp_path / "out" / "1-p1.png")
+    assert np.abs(np.asarray(found, int) - np.asarray(drawn, int)).max() <= 1
+
+
+def test_reconstruct(seed_repository, image, tmp_path, capsys):
+    output = tmp_path / "drawn.png"
+    assert run("reconstruct", image, "--output", output, "--model", seed_repository, "--seed", 4) == 0
+    codes = [int(code) for code in re.search(r"codes ([\d ]+)", capsys.readouterr().out)[1].split()]
+    pipeline = SeedPipeline.from_pretrained(seed_repository)
+    expected = pipeline(Image.open(image), generator=torch.Generator().manual_seed(4))
+    assert expected.codes.tolist() == [codes]
+    assert np.array_equal(np.asarray(Image.open(output)), np.asarray(expected.images[0]))
+    run("reconstruct", image, "--output", tmp_path / "one.png", "--model", seed_repository, "--prefix-length", 1)
+    assert not np.array_equal(np.asarray(Image.open(tmp_path / "one.png")), np.asarray(expected.images[0]))
+
+
+def test_demo(seed_repository, image, tmp_path, capsys):
+    sheet = tmp_path / "sheet.png"
+    assert run("demo", image, "--model", seed_repository, "--output", sheet) == 0
+    shown = capsys.readouterr().out
+    names = ["mine", "owl", "red-apple", "elephant", "locomotive", "nerd-face", "orange-book"]
+    assert re.findall(r"^(\S+)$", shown, re.MULTILINE) == names
+    codes = torch.tensor([list(map(int, line.split()[1:])) for line in shown.splitlines() if "  codes  " in line])
+    pipeline = SeedPipeline.from_pretrained(seed_repository)
+    assert torch.equal(codes[:1], pipeline.tokenize_images(Image.open(image)))
+    assert Image.open(sheet).size == (8 + 7 * 136, 26 + 7 * 154)
+
+    # The nearest captions, from the codes alone, computed by hand.
+    model = SeedModel.from_pretrained(seed_repository / "image_tokenizer").eval()
+    tokenizer = AutoTokenizer.from_pretrained(seed_repository / "image_tokenizer")
+    with torch.no_grad():
+        text = torch.cat(
+            [model.get_text_features(torch.tensor([tokenizer(caption).input_ids])) for caption in CAPTIONS]
+        )
+        features = model.vision_projection(model.reconstruct_causal_embeddings(codes)[:, -1])
+    best = [CAPTIONS[number] for number in torch.nn.functional.normalize(features, dim=-1).mm(text.T).argmax(1)]
+    assert re.findall(r"  nearest  ([a-z ]+) \(", shown) == best
+
+
+def test_the_sheet_shows_every_prefix_from_one_noise(seed_repository, image):
+    rows = run_demo(seed_repository, [image, shipped_pictures()[0]], seed=3, batch_size=5, log=lambda line: None)
+    pipeline = SeedPipeline.from_pretrained(seed_repository)
+    assert prefix_lengths(32) == [1, 2, 4, 8, 16, 32] and prefix_lengths(5) == [1, 2, 4, 5]
+    sheet = np.asarray(contact_sheet(rows))
+    for number, row in enumerate(rows):
+        for column, length in enumerate([1, 2, 4, 8, 16, 32]):
+            generator = torch.Generator().manual_seed(3 + number)
+            drawn = pipeline(codes=row.codes[None], prefix_length=length, generator=generator).images[0]
+            assert np.abs(np.asarray(drawn, int) - np.asarray(row.drawings[column], int)).max() <= 1
+            left, top = 8 + (column + 1) * 136, 26 + number * 154
+            shown = sheet[top : top + 128, left : left + 128]
+            enlarged = np.asarray(row.drawings[column].resize((128, 128), Image.Resampling.BICUBIC))
+            assert np.array_equal(shown, enlarged)
+    assert rows[0].drawings[0].size == (SIZE, SIZE)
+
+
+def test_shipped_pictures_have_a_licence_each():
+    folder = shipped_pictures()[0].parent
+    header, *lines = (folder / "ATTRIBUTION.tsv").read_text().splitlines()
+    rows = [dict(zip(header.split("\t"), line.split("\t"), strict=True)) for line in lines]
+    assert {row["file"] for row in rows} == {path.name for path in folder.glob("*.png")}
+    assert {row["license"] for row in rows} <= {"CC-BY-4.0", "Apache-2.0", "MIT"}
+    assert all(row["author"] and row["source"] for row in rows)
+
+
+def test_a_model_without_captions_still_has_a_demo(seed_repository, image, tmp_path):
+    shutil.copytree(seed_repository, tmp_path / "model")
+    (tmp_path / "model" / "image_tokenizer" / "captions.txt").unlink()
+    rows = run_demo(tmp_path / "model", [image], log=lambda line: None)
+    assert rows[0].captions == [] and len(rows[0].drawings) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reconstruct", "missing.png", "--output", "x.png"], "missing.png: no such file"),
+        (["tokenize", "missing", "--output", "x.parquet"], "missing: no such file or folder"),
+        (["detokenize", "missing.parquet", "--output", "out"], "missing.parquet: no such file"),
+        (["demo", "missing.png"], "missing.png: no such file"),
+        (["reconstruct", "mine.png", "--output", "no/folder/x.png"], "no/folder: no such folder"),
+        (["reconstruct", "mine.png", "--output", "x.qqq"], "x.qqq: no image format has the suffix '.qqq'"),
+        (["demo", "--output", "no/x.png"], "no: no such folder"),
+        (["reconstruct", "mine.png", "--output", "x.png", "--prefix-length", "40"], "prefix_length is 40"),
+        (["demo", "--model", "nowhere", "--output", "x.png"], "'nowhere' is no folder here"),
+        (["demo", "--device", "cuda:0"], "no GPU that torch can use"),
+    ],
+)
+def test_mistakes_are_one_clear_line(arguments, message, seed_repository, image, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if "--model" not in arguments:
+        arguments = [*arguments, "--model", str(seed_repository)]
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("seed: error: ") and message in error
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.png"]
+
+
+def test_debug_raises(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        run("tokenize", tmp_path / "missing", "--output", tmp_path / "x.parquet", "--debug")
