@@ -75,11 +75,11 @@ class SeedVectorQuantizer(nn.Module):
             codebook = self.codebook.weight.float()
             # |z - e|^2 without |z|^2, which is the same for every code and would only cost precision.
             half_norms = 0.5 * codebook.square().sum(dim=1)
-            blocks = [
-                torch.addmm(half_norms, rows.float(), codebook.t(), alpha=-1).argmin(dim=1)
-                for rows in flat.split(LOOKUP_ROWS)
-            ]
-        codes = torch.cat(blocks) if blocks else flat.new_zeros(0, dtype=torch.long)
+            # Written into one tensor: small results kept from every block would sit between the large freed ones, and
+            # the allocator could give back or reuse none of them.
+            codes = torch.empty(len(flat), dtype=torch.long, device=flat.device)
+            for rows, found in zip(flat.split(LOOKUP_ROWS), codes.split(LOOKUP_ROWS)):
+                found.copy_(torch.addmm(half_norms, rows.float(), codebook.t(), alpha=-1).argmin(dim=1))
         return codes.reshape(vectors.shape[:-1])
 
     def code_vectors(self, codes: torch.LongTensor) -> torch.Tensor:
