@@ -6,8 +6,6 @@
 # DATA           the folder that build_emoji.py wrote, with train.parquet and the val and test splits
 # OUTPUT         metrics and predictions go to OUTPUT/SPLIT
 # BIDIRECTIONAL  the output of examples/train_qformer.py, for the first row
-#
-# On two cores: retrieval some 3 minutes a split, reconstruction of 300 pictures some 10.
 set -eu
 data=$1 output=$2
 
