@@ -26,9 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser(with_converters=argv[:1] == ["convert"]).parse_args(argv)
     if not debug:
         _quiet()
+    from huggingface_hub.errors import StrictDataclassError  # a value in a config.json of the wrong kind
+
     try:
         return args.func(args) or 0
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError, StrictDataclassError) as error:
         if debug:
             raise
         print(f"seed: error: {' '.join(str(error).split())}", file=sys.stderr)

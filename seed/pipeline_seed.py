@@ -353,13 +353,21 @@ def write_settings(folder: Path, settings: dict) -> None:
 
 
 def _read_settings(folder: Path) -> dict:
-    path = folder / POINTER_FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    return _read_json(folder / POINTER_FILE)
 
 
 def _model_type(folder: Path) -> str | None:
-    path = folder / "config.json"
-    return json.loads(path.read_text()).get("model_type") if path.exists() else None
+    return _read_json(folder / "config.json").get("model_type")
+
+
+def _read_json(path: Path) -> dict:
+    """A JSON file's content; nothing if there is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): download or copy it again.") from error
 
 
 def _fetch(name: str | Path, hub_options: dict, patterns: list[str]) -> Path:
