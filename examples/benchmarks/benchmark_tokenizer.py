@@ -166,7 +166,7 @@ def measure_speed(arguments, model: SeedModel, dtype: str, label: str, flops: di
     clocks = ("wall",) if device == "cuda" else ("wall", "cpu")
     encode, tokenize = model.vision_model, model.get_image_tokens
     if label.endswith("compiled"):
-        encode, tokenize = torch.compile(encode), torch.compile(tokenize)
+        encode, tokenize = (torch.compile(task, dynamic=False) for task in (encode, tokenize))
     figures, encoded, current = {}, {}, {}
     hook = model.encode_layer.register_forward_hook(lambda module, inputs, output: current.update(output=output))
     with torch.no_grad():
