@@ -6,7 +6,8 @@ Starts from a bidirectional Q-Former (BLIP-2's, or examples/train_qformer.py's) 
         --data emoji64/train.parquet --extra-data icons64.parquet \
         --feature-cache runs/features --output runs/stage1
 
-Run it again with the same arguments to resume. Several processes: `accelerate launch examples/train_stage1.py ...`;
+The recipe makes the queries causal; recipes/stage1/tiny_bidirectional.yaml trains on without that, for the first row of
+the paper's Table 1. Run it again with the same arguments to resume. Several processes: `accelerate launch examples/train_stage1.py ...`;
 negatives are gathered from all of them.
 """
 
@@ -25,7 +26,6 @@ def main() -> None:
     processor = SeedImageProcessorPil.from_pretrained(arguments.init)
 
     config = SeedConfig.from_pretrained(arguments.init, use_code_branch=False, **recipe.model)
-    config.qformer_config.causal = True
     head = SeedForContrastiveLearning.from_pretrained(arguments.init, config=config, new_modules=("temperature",))
     apply_head_settings(head, recipe.head)
     sources = open_sources(arguments, recipe, head.model, processor)

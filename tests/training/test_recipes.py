@@ -14,6 +14,13 @@ def test_shipped_recipes_are_valid(stage, size):
     assert load_recipe(RECIPES / stage / f"{size}.yaml").epochs > 0
 
 
+def test_the_control_of_stage_one_differs_in_the_mask_alone():
+    causal, control = (load_recipe(RECIPES / "stage1" / f"{name}.yaml") for name in ("tiny", "tiny_bidirectional"))
+    assert causal.model.pop("qformer_config") == {"causal": True}
+    assert control.model.pop("qformer_config") == {"causal": False}
+    assert causal == control
+
+
 def test_the_paper_recipe_of_stage_two_switches_our_additions_off(config):
     head = SeedForQuantization(config)
     apply_head_settings(head, load_recipe(RECIPES / "stage2" / "paper.yaml").head)
