@@ -7,8 +7,8 @@ Starts from a bidirectional Q-Former (BLIP-2's, or examples/train_qformer.py's) 
         --feature-cache runs/features --output runs/stage1
 
 The recipe makes the queries causal; recipes/stage1/tiny_bidirectional.yaml trains on without that, for the first row of
-the paper's Table 1. Run it again with the same arguments to resume. Several processes: `accelerate launch examples/train_stage1.py ...`;
-negatives are gathered from all of them.
+the paper's Table 1. Run it again with the same arguments to resume. Several processes: `accelerate launch
+examples/train_stage1.py ...`; negatives are gathered from all of them.
 """
 
 from transformers import AutoTokenizer

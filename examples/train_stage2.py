@@ -1,6 +1,6 @@
 """Stage II: codebook, code decoders and Reverse Q-Former on a frozen stage I (paper, section 3.2).
 
-The targets are the causal embeddings and the text features of a Stable Diffusion model for one fixed caption per picture.
+The targets are the causal embeddings, and a Stable Diffusion model's text features of one fixed caption per picture.
 
     python examples/train_stage2.py --recipe examples/recipes/stage2/tiny.yaml --init runs/stage1 \
         --decoder runs/stable_diffusion --data emoji64/train.parquet \

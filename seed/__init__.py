@@ -56,7 +56,7 @@ def default_model() -> str:
     if checkout.is_dir():
         return str(checkout)
     raise FileNotFoundError(
-        f"seed-tiny is neither at {installed} nor at {checkout}; install the package again or name a model with --model."
+        f"seed-tiny is neither at {installed} nor at {checkout}: reinstall the package, or name a model with --model."
     )
 
 

@@ -45,8 +45,9 @@ class SeedForContrastiveLearning(SeedPreTrainedModel):
     Args:
         label_smoothing: 0.1 in the released recipe.
         initial_temperature: 0.07 in the released recipe; learned from there.
-        fixed_temperature: divides the similarities in place of the learned temperature if not 0 (our choice: at learning
-            rates far above the released one, the temperature rises at once and the features learn several times slower).
+        fixed_temperature: divides the similarities in place of the learned temperature if not 0 (our choice: at
+            learning rates far above the released one the temperature rises at once, and the features learn several
+            times slower).
     """
 
     initial_temperature = 0.07

@@ -1,4 +1,4 @@
-"""The Q-Formers of SEED: learned queries that read visual features, with an optional text side sharing the attention."""
+"""The Q-Formers of SEED: learned queries that read visual features, and a text side that shares their attention."""
 
 from collections.abc import Callable
 

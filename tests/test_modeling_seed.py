@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
-from tiny_models import make_tiny_seed_config
 from safetensors.torch import load_file, save_file
+from tiny_models import make_tiny_seed_config
 
 from seed.configuration_seed import SeedConfig, SeedQFormerConfig
 from seed.modeling_seed import SeedModel
@@ -202,9 +202,7 @@ def test_batch_equals_single(model):
         one = images[i : i + 1]
         torch.testing.assert_close(model.get_causal_embeddings(one), embeddings[i : i + 1], rtol=0, atol=1e-5)
         assert torch.equal(model.get_image_tokens(one), codes[i : i + 1])
-        torch.testing.assert_close(
-            model.decode_image_tokens(codes[i : i + 1]), generated[i : i + 1], rtol=0, atol=1e-5
-        )
+        torch.testing.assert_close(model.decode_image_tokens(codes[i : i + 1]), generated[i : i + 1], rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -262,9 +260,7 @@ def test_prefix_equals_masking_and_sees_no_later_code(attn_implementation):
     lengths = torch.tensor([3, 20])
     mixed = model.generate_embeddings(model.quantizer.code_vectors(codes), torch.arange(32) < lengths[:, None])
     for row, k in enumerate(lengths.tolist()):
-        torch.testing.assert_close(
-            mixed[row], model.decode_image_tokens(codes[row : row + 1], k)[0], rtol=0, atol=1e-5
-        )
+        torch.testing.assert_close(mixed[row], model.decode_image_tokens(codes[row : row + 1], k)[0], rtol=0, atol=1e-5)
 
 
 # Bad input -----------------------------------------------------------------------------------------------------------

@@ -62,9 +62,7 @@ def test_stock_stable_diffusion_draws_the_same_from_our_embeddings(pipeline, cod
     embeds = pipeline.image_tokenizer.decode_image_tokens(codes).detach()
     empty = pipeline.image_tokenizer.empty_prompt_embeds.expand(len(codes), -1, -1)
     options = {"num_inference_steps": 3, "guidance_scale": 4.0, "output_type": "np"}
-    expected = stock(
-        prompt_embeds=embeds, negative_prompt_embeds=empty, generator=generators(0)[0], **options
-    ).images
+    expected = stock(prompt_embeds=embeds, negative_prompt_embeds=empty, generator=generators(0)[0], **options).images
     ours = pipeline(codes=codes, generator=generators(0)[0], **options).images
     assert np.array_equal(ours, expected)
     assert not np.allclose(ours, draw(pipeline, codes=codes, num_inference_steps=3, guidance_scale=1.0), atol=1e-4)

@@ -83,5 +83,8 @@ def test_every_block_runs(checkout, monkeypatch, capsys):
 
 
 def test_every_path_in_the_readme_exists():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README) + re.findall(r"`((?:examples|seed|tests)/[\w./]+)`", README):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    named = re.findall(r"`((?:examples|seed|tests|hub_configs)/[\w./-]+)`", README)
+    assert links and named
+    for target in links + named:
         assert (ROOT / target).exists(), target

@@ -227,11 +227,7 @@ class _Words:
         names, seen = [short], {_letters(short)}
         for name in found:
             letters = re.sub("[^a-z0-9]", "", name)
-            if (
-                len(letters) >= 3
-                and letters not in seen
-                and not re.fullmatch("flag [a-z]{2}|skin tone .|tone.*", name)
-            ):
+            if len(letters) >= 3 and letters not in seen and not re.fullmatch("flag [a-z]{2}|skin tone .|tone.*", name):
                 seen.add(letters)
                 names.append(name)
         return names
@@ -306,9 +302,7 @@ def _chars(icon_set: IconSet) -> dict[str, str]:
     return table
 
 
-def emoji_rows(
-    style: str, icon_set: IconSet, emoji: Mapping[str, Emoji], sibling: IconSet | None = None
-) -> list[dict]:
+def emoji_rows(style: str, icon_set: IconSet, emoji: Mapping[str, Emoji], sibling: IconSet | None = None) -> list[dict]:
     """Rows of one style, without pictures; each has `svg` in place of `image`.
 
     Args:

@@ -117,9 +117,7 @@ EXTRA_SETS = {
     ),
     "flat-color-icons": ExtraSet("1.2.3"),
     "fluent-color": ExtraSet("1.2.21"),
-    "healthicons": ExtraSet(
-        "1.2.13", variants=((), ("outline",)), drop_categories=frozenset({"Typography", "Shapes"})
-    ),
+    "healthicons": ExtraSet("1.2.13", variants=((), ("outline",)), drop_categories=frozenset({"Typography", "Shapes"})),
     "maki": ExtraSet("1.2.5"),
 }
 

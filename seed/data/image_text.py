@@ -108,9 +108,7 @@ def iter_valid(
 
 def _name(example: Mapping, number: int) -> str:
     image = example["image"]
-    path = (
-        image.get("path") if isinstance(image, Mapping) else image if isinstance(image, (str, os.PathLike)) else None
-    )
+    path = image.get("path") if isinstance(image, Mapping) else image if isinstance(image, (str, os.PathLike)) else None
     return str(path or example.get("id") or f"example {number}")
 
 

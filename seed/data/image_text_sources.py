@@ -316,9 +316,7 @@ def iter_shards(shards: list[str], columns: Mapping[str, str | list[str]]) -> It
                 samples += 1
                 yield _sample(key, files, columns, shard)
         except (tarfile.ReadError, EOFError, zlib.error) as error:
-            logger.warning(
-                "%s: ends too early (%s); used its first %d samples. Fetch it again.", shard, error, samples
-            )
+            logger.warning("%s: ends too early (%s); used its first %d samples. Fetch it again.", shard, error, samples)
 
 
 def _samples(shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:

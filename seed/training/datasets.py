@@ -1,4 +1,4 @@
-"""What the stages train on: positions of a run, each a pure function of the seed, so that a resumed run repeats none."""
+"""What the stages train on: positions of a run, each a function of the seed, so that a resumed run repeats none."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -131,9 +131,7 @@ class _Opener:
         return load_image(self.dataset[self.row]["image"])
 
 
-def run_stage(
-    arguments: argparse.Namespace, recipe: StageRecipe, head, collator, sources: list[PictureSource]
-) -> None:
+def run_stage(arguments: argparse.Namespace, recipe: StageRecipe, head, collator, sources: list[PictureSource]) -> None:
     """Trains `head`, resuming from the last checkpoint under `--output` if there is one."""
     # Trainer wants to be told before it computes in bfloat16 on a CPU.
     training = {"use_cpu": not torch.cuda.is_available()} | recipe.training

@@ -288,9 +288,7 @@ class ReferenceSeed1(nn.Module):
         vit = {name.removeprefix(prefix): tensor for name, tensor in self.state(prefix).items()}
         for extra in range(extra_blocks):
             number = len(self.visual_encoder.blocks) + extra
-            vit |= {
-                name.replace("blocks.0.", f"blocks.{number}."): t for name, t in vit.items() if "blocks.0." in name
-            }
+            vit |= {name.replace("blocks.0.", f"blocks.{number}."): t for name, t in vit.items() if "blocks.0." in name}
         stage1 = self.state("query_tokens", "ln_vision.", "Qformer.", "vision_proj.", "text_proj.", "temp")
         stage2 = self.state(
             "encode_task_layer.",

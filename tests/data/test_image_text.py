@@ -210,9 +210,7 @@ def test_webdataset_shards(tmp_path, streaming):
 
 @both_ways
 def test_broken_pictures_in_shards_are_counted(tmp_path, streaming):
-    samples = {
-        f"{number}": {"png": data, "txt": b"text"} for number, data in enumerate([png("red"), b"no image", b""])
-    }
+    samples = {f"{number}": {"png": data, "txt": b"text"} for number, data in enumerate([png("red"), b"no image", b""])}
     write_shard(tmp_path / "a.tar", samples)
     report = SkipReport()
     assert len(list(iter_valid(load_image_text(tmp_path / "a.tar", streaming=streaming), report))) == 1

@@ -17,8 +17,7 @@ def commands(script, *arguments, tmp_path):
     """The arguments of each `seed` call of a script, recorded by a stand-in for it."""
     log, stand_in = tmp_path / "calls.jsonl", tmp_path / "seed"
     stand_in.write_text(
-        "#!/usr/bin/env python3\nimport json, sys\n"
-        f"open({str(log)!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
+        f"#!/usr/bin/env python3\nimport json, sys\nopen({str(log)!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
     )
     stand_in.chmod(0o755)
     subprocess.run(

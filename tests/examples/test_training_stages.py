@@ -55,7 +55,7 @@ def losses(output: Path) -> dict[int, float]:
 
 
 def run_and_resume(work: Path, script: str, stage: str, *extra: object) -> Path:
-    """Runs a stage, then again from its first checkpoint only; both must end at the same weights. Returns its folder."""
+    """Runs a stage, and again from its first checkpoint only; both must end at the same weights. Returns its folder."""
     recipe = EXAMPLES / "recipes" / stage / "smoke.yaml"
     data = ("--data", work / "data.parquet", "--feature-cache", work / "features" / stage)
     whole, resumed = work / stage, work / f"{stage}-resumed"

@@ -20,7 +20,7 @@ def processor():
 
 
 def build(folder, model, processor, images, **kwargs):
-    settings = dict(views=2, augment=shift, batch_size=4, autocast=False, log=lambda text: None) | kwargs
+    settings = {"views": 2, "augment": shift, "batch_size": 4, "autocast": False, "log": lambda text: None} | kwargs
     return build_feature_cache(folder, model, processor, images, **settings)
 
 
