@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from seed import SeedConfig, SeedForQuantization, SeedImageProcessorPil
 from seed.training.datasets import QuantizationCollator
+from seed.training.feature_cache import build_embedding_cache
 from seed.training.recipes import apply_head_settings
 from seed.training.stage import open_sources, parse_arguments, read_recipe, run_stage, save_stage
 from seed.training.text_features import TextFeatures
@@ -46,6 +47,10 @@ def main() -> None:
     head = SeedForQuantization.from_pretrained(arguments.init, config=config, new_modules=NEW_MODULES)
     apply_head_settings(head, recipe.head)
     sources = open_sources(arguments, recipe, head.model, processor)
+    for source in sources:
+        if source.cache is not None:  # the Causal Q-Former is frozen too: its output is computed once
+            folder = source.cache.folder.with_name(source.cache.folder.name + "-causal-embeddings")
+            source.cache = build_embedding_cache(folder, head.model, source.cache)
     text_features.prepare({captions[0] for source in sources for captions in source.captions})
 
     def target(source: int, picture: int):

@@ -80,7 +80,7 @@ class RunDataset(Dataset):
             example["image"] = source.images[picture]()
         else:
             view = int(rng.integers(source.cache.views))
-            example["vision_features"] = source.cache.get(picture, view)
+            example[source.cache.argument] = source.cache.get(picture, view)
         return example
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
@@ -137,7 +137,8 @@ class QuantizationCollator:
 
 
 def collate_images(examples: list[dict], image_processor) -> dict[str, torch.Tensor]:
-    """`vision_features` `(batch, patches, dim)` or `pixel_values` `(batch, 3, height, width)`, as the examples hold."""
-    if "vision_features" in examples[0]:
-        return {"vision_features": torch.stack([example["vision_features"] for example in examples]).float()}
+    """The images of a batch: cached `vision_features` or `causal_embeddings`, or `pixel_values` made here."""
+    for name in ("vision_features", "causal_embeddings"):
+        if name in examples[0]:
+            return {name: torch.stack([example[name] for example in examples]).float()}
     return dict(image_processor([example["image"] for example in examples], return_tensors="pt"))

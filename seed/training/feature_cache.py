@@ -17,12 +17,14 @@ Augmentation = Callable[[Image.Image, random.Random], Image.Image]
 
 class FeatureCache:
     """
-    Vision features on disk, `(pictures, views, patches, vision_dim)` float16, read through a memory map.
+    Features of pictures on disk, `(pictures, views, positions, dim)` float16, read through a memory map.
 
     View 0 is the picture itself, the others are augmented; view v of picture i depends on the seed, i and v only.
 
+    `argument` is what they are to a model: "vision_features" or "causal_embeddings".
+
     Args:
-        folder: as [`build_feature_cache`] wrote it.
+        folder: as [`build_feature_cache`] or [`build_embedding_cache`] wrote it.
 
     Raises:
         FileNotFoundError: nothing was built there.
@@ -39,6 +41,7 @@ class FeatureCache:
                 "that builds it again, it continues where it stopped."
             )
         self.features = np.load(self.folder / "features.npy", mmap_mode="r")
+        self.argument = self.meta["argument"]
 
     def __len__(self) -> int:
         return len(self.features)
@@ -48,7 +51,7 @@ class FeatureCache:
         return self.features.shape[1]
 
     def get(self, picture: int, view: int) -> torch.Tensor:
-        """`(patches, vision_dim)` float16."""
+        """`(positions, dim)` float16."""
         return torch.from_numpy(np.array(self.features[picture, view]))
 
 
@@ -80,6 +83,7 @@ def build_feature_cache(
     if views > 1 and augment is None:
         raise ValueError(f"views is {views}, but without an augmentation all views would be the same.")
     meta = {
+        "argument": "vision_features",
         "vision_model": weight_hash(model.vision_model),
         "image_processor": preprocessing_hash(image_processor),
         "pictures": len(images),
@@ -105,6 +109,37 @@ def build_feature_cache(
             array.flush()
             write_atomically(folder / "progress.json", json.dumps({"done": done}))
             log(f"features: {done} of {len(images)} pictures, {views} views each")
+    return FeatureCache(folder)
+
+
+@torch.no_grad()
+def build_embedding_cache(
+    folder: str | Path, model: SeedModel, source: FeatureCache, batch_size: int = 256, autocast: bool = True
+) -> FeatureCache:
+    """
+    Causal embeddings of cached vision features, for stage II, which freezes the Causal Q-Former too.
+
+    Raises:
+        ValueError: `folder` holds a cache of another model or of other vision features.
+    """
+    folder = Path(folder)
+    meta = source.meta | {"argument": "causal_embeddings", "qformer": weight_hash(model.qformer)}
+    if _start_or_continue(folder, meta) == len(source):
+        return FeatureCache(folder)
+    shape = (len(source), source.views, model.config.num_codes, model.config.qformer_config.hidden_size)
+    array = np.lib.format.open_memmap(folder / "features.npy", mode="w+", dtype=np.float16, shape=shape)
+    flat_in, flat_out = (part.reshape(-1, *part.shape[2:]) for part in (source.features, array))
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(flat_in), batch_size):
+        rows = slice(start, start + batch_size)
+        vision_features = torch.from_numpy(np.array(flat_in[rows])).to(model.device, torch.float32)
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=autocast):
+            embeddings = model.get_causal_embeddings(vision_features=vision_features)
+        flat_out[rows] = embeddings.to(torch.float16).cpu().numpy()
+    model.train(was_training)
+    array.flush()
+    write_atomically(folder / "progress.json", json.dumps({"done": len(source)}))
     return FeatureCache(folder)
 
 

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from seed import SeedImageProcessorPil, SeedModel
-from seed.training.feature_cache import FeatureCache, build_feature_cache
+from seed.training.feature_cache import FeatureCache, build_embedding_cache, build_feature_cache
 
 PICTURES = [Image.new("RGB", (20, 20), (10 * i, 255 - 10 * i, 77)) for i in range(7)]
 
@@ -71,3 +71,17 @@ def test_a_cache_of_another_model_is_refused(tmp_path, config, processor):
         next(other.vision_model.parameters()).add_(1)
     with pytest.raises(ValueError, match="vision_model.*Name another folder"):
         build(tmp_path / "cache", other, processor, images)
+
+
+def test_cached_causal_embeddings_are_those_of_the_model(tmp_path, config, processor):
+    model = SeedModel(config).eval()
+    source = build(tmp_path / "features", model, processor, [lambda i=i: PICTURES[i] for i in range(7)])
+    cache = build_embedding_cache(tmp_path / "embeddings", model, source, batch_size=5, autocast=False)
+    assert (len(cache), cache.views, cache.argument) == (7, 2, "causal_embeddings")
+    expected = model.get_causal_embeddings(processor(PICTURES, return_tensors="pt")["pixel_values"])
+    for i in range(7):
+        torch.testing.assert_close(cache.get(i, 0).float(), expected[i], rtol=5e-3, atol=5e-3)
+    with torch.no_grad():
+        model.qformer.query_tokens.add_(1)
+    with pytest.raises(ValueError, match="qformer"):
+        build_embedding_cache(tmp_path / "embeddings", model, source)
