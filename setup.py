@@ -23,7 +23,7 @@ setup(
         "diffusers>=0.36",
         "huggingface_hub>=1.0",
         "safetensors>=0.5",
-        "pillow>=10",
+        "pillow>=10.1",
         "numpy>=1.26",
         "pyarrow>=16",
         "datasets>=4.0",
