@@ -246,7 +246,9 @@ def train_unet(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
             loss = denoising_loss(held_mean[rows], held_features[held_captions.table[rows, 0]].float())
             logger.info("unet step %d validation loss %.4f", step, loss)
         pipeline = StableDiffusionPipeline(
-            half(AutoencoderKL.from_pretrained(output / "vae")), half(encoder), tokenizer, half(unet), scheduler,
+            half(AutoencoderKL.from_pretrained(output / "vae")), half(encoder),
+            CLIPTokenizer.from_pretrained(output / "tokenizer"),  # Fresh: a used one would save its last padding, too.
+            half(unet), scheduler,
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
         save_atomically(pipeline.save_pretrained, output / "pipeline")

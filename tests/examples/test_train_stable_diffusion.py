@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -63,6 +64,8 @@ def test_tokenizer_is_laid_out_as_clips(trained):
     start, end = len(tokenizer) - 2, len(tokenizer) - 1
     assert tokenizer("", padding="max_length").input_ids == [start] + [end] * 76
     assert tokenizer("Red  SQUARE").input_ids == tokenizer("red square").input_ids
+    saved = json.loads((trained / "pipeline/tokenizer/tokenizer.json").read_text())
+    assert saved["padding"] is None and saved["truncation"] is None
     # Bytes never seen in training are spelled out, and no token is unknown (unknown would end the caption).
     ids = tokenizer("zq ÿ 漢").input_ids
     assert end not in ids[1:-1] and tokenizer.decode(ids[1:-1]) == "zq ÿ 漢"
