@@ -34,7 +34,9 @@ def main() -> None:
     tokenizer_folder = Path(arguments.output) / "text_tokenizer"
     if not tokenizer_folder.exists():
         captions = read_captions([*arguments.data, *arguments.extra_data])
-        train_text_tokenizer(captions, recipe.data.vocab_size).save_pretrained(tokenizer_folder)
+        partial = tokenizer_folder.with_name("text_tokenizer.partial")
+        train_text_tokenizer(captions, recipe.data.vocab_size).save_pretrained(partial)
+        partial.rename(tokenizer_folder)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
 
     model, processor = create_model(recipe, vocab_size=len(tokenizer))

@@ -9,7 +9,8 @@ def train_text_tokenizer(captions: Iterable[str], vocab_size: int) -> BertTokeni
     """
     A lower-casing WordPiece tokenizer, as BERT's, trained on captions.
 
-    The letters and digits of ASCII are always in it, so that any English word has tokens.
+    The letters and digits of ASCII are always in it, so that any English word has tokens. Pieces that are equally
+    frequent are chosen differently from run to run (as the `tokenizers` library does), so keep what was made.
     """
     alphabet = "abcdefghijklmnopqrstuvwxyz0123456789"
     # Each letter alone and inside a word: both kinds of piece enter the vocabulary.
