@@ -58,8 +58,8 @@ def main() -> None:
 
 def _name_float32(config: Path) -> None:
     """
-    Names float32 in the text encoder's config. Asked for no dtype, transformers loads what the config names, but diffusers
-    loads UNet and VAE in float32: a stock pipeline would mix the two.
+    Names float32 in the text encoder's config. Asked for no dtype, transformers loads what the config names, while
+    diffusers loads UNet and VAE in float32: a stock pipeline would mix the two.
     """
     values = json.loads(config.read_text())
     config.write_text(json.dumps(values | {"dtype": "float32"}, indent=2) + "\n")
