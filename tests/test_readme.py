@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, flags=re.DOTALL)
 # Commands that install or test are run word for word by .ci/run, which must name them.
-RUN_BY_CI = {"pip install -e . && seed demo", 'pip install -e ".[test]" && pytest', 'pip install -e ".[train]"'}
+RUN_BY_CI = {"pip install -e . && seed demo", 'pip install -e ".[test]" && pytest'}
+# A part of the test extra, so that it is installed where this test runs.
+PART_OF_TEST_EXTRA = {'pip install -e ".[train]"'}
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,8 @@ def test_every_block_runs(checkout, monkeypatch, capsys):
             if command in RUN_BY_CI:
                 last = command.split(" && ")[-1]
                 assert last in ci, f".ci/run does not run {last!r}"
+            elif command in PART_OF_TEST_EXTRA:
+                assert "*TRAIN" in (ROOT / "setup.py").read_text()
             elif command.startswith("seed convert"):
                 run_conversion(command, checkout)
             elif command.startswith("seed "):
