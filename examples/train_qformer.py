@@ -11,6 +11,7 @@ Run it again with the same arguments to resume. Several processes: `accelerate l
 
 from pathlib import Path
 
+from accelerate import PartialState
 from transformers import AutoTokenizer
 
 from seed import SeedForImageTextPretraining
@@ -32,11 +33,11 @@ def main() -> None:
     arguments = parse_arguments(__doc__, starts_from=None)
     recipe = read_recipe(arguments.recipe)
     tokenizer_folder = Path(arguments.output) / "text_tokenizer"
-    if not tokenizer_folder.exists():
-        captions = read_captions([*arguments.data, *arguments.extra_data])
-        partial = tokenizer_folder.with_name("text_tokenizer.partial")
-        train_text_tokenizer(captions, recipe.data.vocab_size).save_pretrained(partial)
-        partial.rename(tokenizer_folder)
+    with PartialState().main_process_first():
+        if not tokenizer_folder.exists():
+            partial = tokenizer_folder.with_name("text_tokenizer.partial")
+            train_text_tokenizer(read_captions(arguments), recipe.data.vocab_size).save_pretrained(partial)
+            partial.rename(tokenizer_folder)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
 
     model, processor = create_model(recipe, vocab_size=len(tokenizer))

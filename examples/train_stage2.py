@@ -9,9 +9,11 @@ The targets are the causal embeddings, and a Stable Diffusion model's text featu
 Run it again with the same arguments to resume. Several processes: `accelerate launch examples/train_stage2.py ...`.
 """
 
+from accelerate import PartialState
 from transformers import AutoTokenizer
 
 from seed import SeedConfig, SeedForQuantization, SeedImageProcessorPil
+from seed.data.provenance import weight_hash
 from seed.training.datasets import QuantizationCollator
 from seed.training.feature_cache import build_embedding_cache
 from seed.training.recipes import apply_head_settings
@@ -49,8 +51,9 @@ def main() -> None:
     sources = open_sources(arguments, recipe, head.model, processor)
     for source in sources:
         if source.cache is not None:  # the Causal Q-Former is frozen too: its output is computed once
-            folder = source.cache.folder.with_name(source.cache.folder.name + "-causal-embeddings")
-            source.cache = build_embedding_cache(folder, head.model, source.cache)
+            name = f"{source.cache.folder.name}-causal-embeddings-{weight_hash(head.model.qformer)[:8]}"
+            with PartialState().main_process_first():
+                source.cache = build_embedding_cache(source.cache.folder.with_name(name), head.model, source.cache)
     text_features.prepare({captions[0] for source in sources for captions in source.captions})
 
     def target(source: int, picture: int):

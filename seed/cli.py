@@ -220,7 +220,10 @@ def _device(args: argparse.Namespace):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {args.device}: this machine has no GPU that torch can use.")
-    return torch.device(args.device)
+    try:
+        return torch.device(args.device)
+    except RuntimeError as error:
+        raise ValueError(f"--device {args.device}: expected cpu, cuda or cuda:N.") from error
 
 
 def _quiet() -> None:

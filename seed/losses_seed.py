@@ -108,20 +108,14 @@ def quantization_loss(vectors: torch.Tensor, code_vectors: torch.Tensor, weighti
     raise ValueError(f"Unknown weighting {weighting!r}; expected 'legacy' or 'standard'.")
 
 
-def reconstruction_loss(
-    reconstructed: torch.Tensor, causal_embeddings: torch.Tensor, mask: torch.Tensor | None = None
-) -> torch.Tensor:
+def reconstruction_loss(reconstructed: torch.Tensor, causal_embeddings: torch.Tensor) -> torch.Tensor:
     """
     1 - cosine similarity between reconstructed and true causal embeddings (paper, eq. 1), mean over queries.
 
     Args:
         reconstructed, causal_embeddings: `(batch, num_codes, dim)`.
-        mask: `(batch, num_codes)`, True where the code was given; others do not count.
     """
-    distance = 1 - F.cosine_similarity(reconstructed.float(), causal_embeddings.float(), dim=-1)
-    if mask is None:
-        return distance.mean()
-    return (distance * mask).sum() / mask.sum()
+    return (1 - F.cosine_similarity(reconstructed.float(), causal_embeddings.float(), dim=-1)).mean()
 
 
 def generation_loss(generation_embeddings: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:

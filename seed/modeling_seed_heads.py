@@ -20,6 +20,8 @@ from .losses_seed import (
 )
 from .modeling_seed import SeedModel, SeedPreTrainedModel
 
+# As released; learned from there.
+INITIAL_TEMPERATURE = 0.07
 # CLIP's bound, 1 / 100: a lower temperature makes the similarities explode.
 MIN_TEMPERATURE = 0.01
 
@@ -44,27 +46,25 @@ class SeedForContrastiveLearning(SeedPreTrainedModel):
 
     Args:
         label_smoothing: 0.1 in the released recipe.
-        initial_temperature: 0.07 in the released recipe; learned from there.
         fixed_temperature: divides the similarities in place of the learned temperature if not 0 (our choice: at
             learning rates far above the released one the temperature rises at once, and the features learn several
             times slower).
     """
 
-    initial_temperature = 0.07
     fixed_temperature = 0.0
     label_smoothing = 0.1
 
     def __init__(self, config: SeedConfig):
         super().__init__(config)
         self.model = SeedModel(config)
-        self.temperature = nn.Parameter(torch.tensor(self.initial_temperature))
+        self.temperature = nn.Parameter(torch.tensor(INITIAL_TEMPERATURE))
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if module is self:
-            init.constant_(self.temperature, self.initial_temperature)
+            init.constant_(self.temperature, INITIAL_TEMPERATURE)
 
     @can_return_tuple
     def forward(
@@ -162,7 +162,10 @@ class SeedForImageTextPretraining(SeedForContrastiveLearning):
         return SeedTrainingOutput(loss=loss + matching + captioning, losses=losses)
 
     def _match(self, features, input_ids, attention_mask, groups, similarity):
-        """True pairs against hard negatives, drawn by their similarity among pairs of other concepts (BLIP-2)."""
+        """
+        True pairs against hard negative texts, drawn by their similarity among those of other concepts (BLIP-2 draws
+        hard negative images too; leaving them out halves the cost, our choice).
+        """
         weights = similarity.float().softmax(dim=1).masked_fill(groups[:, None] == groups[None, :], 0.0) + 1e-9
         wrong_text = torch.multinomial(weights, 1).squeeze(1)
         words = torch.cat([input_ids, input_ids[wrong_text]])
@@ -278,7 +281,10 @@ class SeedForQuantization(SeedPreTrainedModel):
             + self.reconstruction_weight * reconstruction
         )
         if self.training:
-            self.code_counts += torch.bincount(quantized.codes.flatten(), minlength=len(self.code_counts))
+            hits = torch.bincount(quantized.codes.flatten(), minlength=len(self.code_counts))
+            if dist.is_initialized():
+                dist.all_reduce(hits)
+            self.code_counts += hits
             self.training_steps += 1
         losses = {
             "quantization": quantized.loss.detach(),
@@ -305,16 +311,15 @@ class SeedForQuantization(SeedPreTrainedModel):
         if not initialise and not revive:
             return
         vectors = gather_with_gradient(vectors).flatten(0, 1)
-        counts = self.code_counts.clone()
-        if dist.is_initialized():
-            dist.all_reduce(counts)
         # The same generator on every process keeps their codebooks equal.
         generator = torch.Generator().manual_seed(step)
         if initialise:
             quantizer.initialize_from_data(vectors, generator=generator)
         if revive:
-            quantizer.revive_codes(vectors, counts == 0, generator)
+            quantizer.revive_codes(vectors, self.code_counts == 0, generator)
             self.code_counts.zero_()
+        if dist.is_initialized():
+            dist.broadcast(quantizer.codebook.weight, 0)  # sums in another order would part the processes
 
 
 def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:

@@ -112,6 +112,11 @@ class SeedPipeline(DiffusionPipeline):
             FileNotFoundError, OSError: a folder or file is missing.
             ValueError: no decoder is named, or it does not fit the image tokenizer.
         """
+        unknown = sorted(hub_options.keys() - {"revision", "token", "cache_dir", "local_files_only"})
+        if unknown:
+            raise TypeError(
+                f"Unknown argument {unknown[0]!r}; see SeedPipeline.from_pretrained. For torch_dtype, say dtype."
+            )
         settings = _read_settings(_fetch(pretrained_model_name_or_path, hub_options, ["*.json"]))
         tokenizer_folder = resolve_image_tokenizer(pretrained_model_name_or_path, **hub_options)
         if image_tokenizer is None:
@@ -177,7 +182,7 @@ class SeedPipeline(DiffusionPipeline):
         Codes of images, `(batch, num_codes)`.
 
         Args:
-            images: a PIL image, an array or a tensor, or a list of them.
+            images: a PIL image, a path, an array or a tensor, or a list of them.
         """
         pixel_values = self.image_processor(images, return_tensors="pt")["pixel_values"]
         return self.image_tokenizer.get_image_tokens(pixel_values.to(self._execution_device))
@@ -248,7 +253,7 @@ class SeedPipeline(DiffusionPipeline):
         Draws images from codes, or reconstructs images through their codes.
 
         Args:
-            images: a PIL image, an array or a tensor, or a list of them; tokenised first.
+            images: a PIL image, a path, an array or a tensor, or a list of them; tokenised first.
             codes: `(batch, num_codes)`, instead of `images`.
             prefix_length: draw from the first k codes only; a number for all rows, or one per row.
             height, width: of the drawing in pixels; the decoder's own size if None.
@@ -419,7 +424,8 @@ def _follow(root: str | Path, pointer: str | Path, hub_options: dict, parts: lis
             f"names other repositories for them in {POINTER_FILE}; for an image tokenizer alone, pass decoder=... "
             "with the folder or Hub id of a Stable Diffusion 1.x model."
         )
-    return _fetch(pointer, hub_options, [f"{part}*" for part in parts])
+    elsewhere = {key: value for key, value in hub_options.items() if key != "revision"}  # which is the root's
+    return _fetch(pointer, elsewhere, [f"{part}*" for part in parts])
 
 
 __all__ = ["SeedPipeline", "SeedPipelineOutput", "resolve_decoder", "resolve_image_tokenizer"]

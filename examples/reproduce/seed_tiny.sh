@@ -5,7 +5,8 @@
 #
 # DATA           the folder that build_emoji.py wrote, with train.parquet and the val and test splits
 # OUTPUT         metrics and predictions go to OUTPUT/SPLIT
-# BIDIRECTIONAL  the output of examples/train_qformer.py, for the first row
+# BIDIRECTIONAL  the control of stage I, for the first row: what examples/train_stage1.py makes of the pretrained
+#                Q-Former by recipes/stage1/tiny_bidirectional.yaml and then tiny_bidirectional_second.yaml
 set -eu
 data=$1 output=$2
 

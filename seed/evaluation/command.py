@@ -18,7 +18,7 @@ def _add_retrieval(tasks) -> None:
         description="Prints recalls both ways and writes retrieval.json and the predictions to --output.",
     )
     _add_common(parser, batch_size=64)
-    parser.add_argument("--bidirectional", metavar="MODEL", help="the Q-Former before stage I, for the first row")
+    parser.add_argument("--bidirectional", metavar="MODEL", help="a bidirectional Q-Former, for the first row")
     parser.add_argument(
         "--texts",
         choices=["name", "captions"],

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from transformers import TrainingArguments
+
+from ..configuration_seed import SeedConfig, SeedQFormerConfig
 
 T = TypeVar("T")
 
@@ -14,7 +17,8 @@ T = TypeVar("T")
 class DataRecipe:
     """
     Args:
-        views: augmented views of each picture in the feature cache; 1 trains on the pictures as they are.
+        views: views of each picture in the feature cache, the first as it is, the others augmented; without
+            `--feature-cache` pictures are trained on as they are.
         extra_views: the same for `--extra-data`.
         vocab_size: of the text tokenizer, for the stage that trains one.
         max_text_length: tokens to which captions are cut (32 in the released recipe).
@@ -66,7 +70,12 @@ def load_recipe(path: str | Path) -> StageRecipe:
     if not isinstance(values, dict):
         raise ValueError(f"The recipe {path} is not a mapping of keys to values.")
     values["data"] = _build(DataRecipe, values.get("data", {}), f"{path}: data")
-    return _build(StageRecipe, values, str(path))
+    recipe = _build(StageRecipe, values, str(path))
+    _check_keys(recipe.model, SeedConfig, f"{path}: model")
+    for part in ("qformer_config", "reverse_qformer_config"):
+        _check_keys(recipe.model.get(part, {}), SeedQFormerConfig, f"{path}: model.{part}")
+    _check_keys(recipe.training, TrainingArguments, f"{path}: training")
+    return recipe
 
 
 def apply_head_settings(head, settings: dict[str, Any]) -> None:
@@ -88,11 +97,16 @@ def apply_head_settings(head, settings: dict[str, Any]) -> None:
         setattr(head, name, value)
 
 
+def _check_keys(values: dict[str, Any], cls: type, where: str) -> None:
+    known = sorted(item.name for item in dataclasses.fields(cls))
+    unknown = sorted(values.keys() - set(known))
+    if unknown:
+        raise ValueError(f"Unknown key {unknown[0]!r} in the recipe {where}; expected some of {known}.")
+
+
 def _build(cls: type[T], values: dict[str, Any], where: str) -> T:
     known = {item.name: item for item in dataclasses.fields(cls)}
-    unknown = sorted(values.keys() - known.keys())
-    if unknown:
-        raise ValueError(f"Unknown key {unknown[0]!r} in the recipe {where}; expected some of {sorted(known)}.")
+    _check_keys(values, cls, where)
     required = {
         name
         for name, item in known.items()

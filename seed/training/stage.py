@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import AutoModel, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -38,8 +39,11 @@ def parse_arguments(
     parser.add_argument("--data", required=True, action="append", help="image-text data; may be repeated")
     parser.add_argument("--extra-data", action="append", default=[], help="more of it, with fewer views per picture")
     parser.add_argument("--output", required=True, help="folder for the trained model and its checkpoints")
-    parser.add_argument("--feature-cache", help="folder for cached vision features (default: do not cache)")
-    parser.add_argument("--max-steps", type=int, help="stop after so many optimiser steps")
+    parser.add_argument("--image-root", help="folder of the pictures that JSON files and tables name")
+    parser.add_argument(
+        "--feature-cache", help="folder for cached vision features and their augmented views (default: neither)"
+    )
+    parser.add_argument("--max-steps", type=int, help="length of the run, instead of the recipe's epochs")
     if starts_from:
         parser.add_argument("--init", required=True, help=starts_from)
     for option, text in (extra or {}).items():
@@ -55,10 +59,14 @@ def read_recipe(path: str) -> StageRecipe:
 
 
 def load_vision_model(source: str, image_size: int):
-    """The frozen vision model of a recipe: "efficientnet-lite0", or a folder or Hub id for `AutoModel`."""
+    """
+    The frozen vision model of a recipe: "efficientnet-lite0", or a folder or Hub id for `AutoModel`; of a model with a
+    `vision_model` of its own (SEED, BLIP-2, CLIP) that part.
+    """
     if source == "efficientnet-lite0":
         return load_efficientnet_lite0(image_size)
-    return AutoModel.from_pretrained(source)
+    model = AutoModel.from_pretrained(source)
+    return getattr(model, "vision_model", model)
 
 
 def create_model(recipe: StageRecipe, vocab_size: int) -> tuple[SeedModel, SeedImageProcessorPil]:
@@ -82,9 +90,12 @@ def make_image_processor(recipe: StageRecipe) -> SeedImageProcessorPil:
     return SeedImageProcessorPil(**settings)
 
 
-def read_captions(paths: list[str]) -> list[str]:
-    """All captions of image-text data, to train a text tokenizer on."""
-    return [caption for path in paths for captions in load_image_text(path)["captions"] for caption in captions]
+def read_captions(arguments: argparse.Namespace) -> list[str]:
+    """All captions of `--data` and `--extra-data`, to train a text tokenizer on."""
+    datasets = [
+        load_image_text(path, image_root=arguments.image_root) for path in [*arguments.data, *arguments.extra_data]
+    ]
+    return [caption for dataset in datasets for captions in dataset["captions"] for caption in captions]
 
 
 def open_sources(
@@ -95,29 +106,34 @@ def open_sources(
     named = [(path, recipe.data.views) for path in arguments.data]
     named += [(path, recipe.data.extra_views) for path in arguments.extra_data]
     for number, (path, views) in enumerate(named):
-        dataset = load_image_text(path)
-        dataset = dataset.select(_readable_rows(dataset))
+        dataset = load_image_text(path, image_root=arguments.image_root)
+        dataset = dataset.select(_usable_rows(dataset))
         images = [_Opener(dataset, row) for row in range(len(dataset))]
         captions = dataset["captions"]
         concepts = dataset["concept"] if "concept" in dataset.column_names else [c[0].casefold() for c in captions]
         source = PictureSource(captions=list(captions), concepts=list(concepts), images=images)
         if arguments.feature_cache:
             folder = Path(arguments.feature_cache) / f"{number}-{Path(path).stem}"
-            source.cache = build_feature_cache(folder, model, processor, images, views=views, augment=augment)
+            with PartialState().main_process_first():  # the others find it finished
+                source.cache = build_feature_cache(folder, model, processor, images, views=views, augment=augment)
         sources.append(source)
     return sources
 
 
-def _readable_rows(dataset) -> list[int]:
-    """Rows whose picture opens; the others are reported and left out."""
+def _usable_rows(dataset) -> list[int]:
+    """Rows that have a caption and whose picture opens; the others are reported and left out."""
     report, rows = SkipReport(), []
-    for row, source in enumerate(dataset["image"]):
+    for row, (source, captions) in enumerate(zip(dataset["image"], dataset["captions"])):
         try:
             load_image(source)
-            rows.append(row)
-            report.used += 1
         except InvalidImageError as error:
-            report.skip(str(dataset[row].get("id", f"row {row}")), str(error))
+            report.skip(f"row {row}", str(error))
+            continue
+        if not captions:
+            report.skip(f"row {row}", "no caption")
+            continue
+        rows.append(row)
+        report.used += 1
     if report.skipped:
         print(report.summary())
     return rows
@@ -152,6 +168,8 @@ def save_stage(output: str | Path, model: SeedModel, processor, tokenizer, recip
 
     The image processor is written under the name that `AutoImageProcessor` resolves with and without torchvision.
     """
+    if not PartialState().is_main_process:
+        return
     output = Path(output)
     partial = output / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
