@@ -46,9 +46,9 @@ class SeedForContrastiveLearning(SeedPreTrainedModel):
 
     Args:
         label_smoothing: 0.1 in the released recipe.
-        fixed_temperature: divides the similarities in place of the learned temperature if not 0 (our choice for learning
-            rates far above the released one, where the learned temperature rose from 0.07 to 0.156; whether that costs
-            anything was not isolated).
+        fixed_temperature: divides the similarities in place of the learned temperature if not 0 (our choice for
+            learning rates far above the released one, where the learned temperature rose from 0.07 to 0.156; whether
+            that costs anything was not isolated).
     """
 
     fixed_temperature = 0.0
