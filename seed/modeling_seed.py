@@ -1,5 +1,7 @@
 """SEED's image tokenizer: an image to 32 causal codes, and codes to Stable Diffusion's text-feature space."""
 
+import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,10 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .configuration_seed import SeedConfig
 from .modeling_seed_qformer import SeedAttention, SeedMLP, SeedQFormer
 from .quantization_seed import SeedCodebook, SeedVectorQuantizer
+
+# The parts that decide an image's codes; without the Q-Former's text side, which may not be loaded.
+_MAKES_CODES = re.compile(r"(vision_model|vision_layernorm|qformer|encode_layer|quantizer)\.")
+_READS_TEXT = re.compile(r"qformer\.(word_embeddings|position_embeddings|layers\.\d+\.text_mlp)")
 
 
 @dataclass
@@ -385,6 +391,23 @@ class SeedModel(SeedPreTrainedModel):
             raise ValueError(f"The empty prompt's features have shape {tuple(embeds.shape)}; expected {expected}.")
         self.config.has_empty_prompt_embeds = True
         self.register_buffer("empty_prompt_embeds", embeds.detach().clone().to(self.device, self.dtype))
+
+    def codes_hash(self) -> str:
+        """
+        SHA-256 of the weights that decide an image's codes; it stands beside codes that are stored, and a language
+        model and its processor remember it.
+
+        The values are hashed as float32, so that a checkpoint in bfloat16 has one hash in whatever dtype it is loaded;
+        the text branch and what follows the codebook do not count.
+        """
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            if _MAKES_CODES.match(name) and not _READS_TEXT.match(name):
+                tensor = tensor.detach().cpu()
+                tensor = (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def _code_vectors(self, codes: torch.LongTensor, prefix_length: int | None) -> torch.Tensor:
         self._require_code_branch()

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ..modeling_seed import SeedModel
-from .provenance import preprocessing_hash, tokenizer_hash
+from .provenance import preprocessing_hash
 
 METADATA_KEY = b"seed"
 
@@ -20,7 +20,7 @@ METADATA_KEY = b"seed"
 class CodesMetadata:
     """
     Args:
-        image_tokenizer: hash of the weights that made the codes, see [`tokenizer_hash`].
+        image_tokenizer: hash of the weights that made the codes, see [`SeedModel.codes_hash`].
         preprocessing: hash of the image processor's settings.
         dtype: in which the codes were computed, "float32" unless asked otherwise.
         codebook_size, num_codes: codes are 0 .. codebook_size - 1, num_codes of them per picture.
@@ -36,7 +36,7 @@ class CodesMetadata:
     def of(cls, model: SeedModel, image_processor) -> "CodesMetadata":
         """What `model` writes beside codes that it makes now."""
         return cls(
-            image_tokenizer=tokenizer_hash(model),
+            image_tokenizer=model.codes_hash(),
             preprocessing=preprocessing_hash(image_processor),
             dtype=str(model.dtype).removeprefix("torch."),
             codebook_size=model.config.codebook_size,

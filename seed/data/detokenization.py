@@ -10,7 +10,6 @@ from tqdm.auto import tqdm
 
 from ..pipeline_seed import SeedPipeline
 from .codes import CodesFile, read_codes
-from .provenance import tokenizer_hash
 
 
 def open_codes(path: str | Path, pipeline: SeedPipeline, any_tokenizer: bool = False) -> CodesFile:
@@ -27,7 +26,7 @@ def open_codes(path: str | Path, pipeline: SeedPipeline, any_tokenizer: bool = F
     config = pipeline.image_tokenizer.config
     codes = read_codes(path, config.codebook_size, config.num_codes)
     if codes.metadata and not any_tokenizer:
-        made_by, ours = codes.metadata.image_tokenizer, tokenizer_hash(pipeline.image_tokenizer)
+        made_by, ours = codes.metadata.image_tokenizer, pipeline.image_tokenizer.codes_hash()
         if made_by != ours:
             raise ValueError(
                 f"{path}: an image tokenizer with weights {made_by[:12]}... made these codes; this model's are "

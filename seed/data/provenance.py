@@ -2,34 +2,15 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
-# The parts of `SeedModel` that decide an image's codes; without the Q-Former's text side, which may not be loaded.
-_MAKES_CODES = re.compile(r"(vision_model|vision_layernorm|qformer|encode_layer|quantizer)\.")
-_READS_TEXT = re.compile(r"qformer\.(word_embeddings|position_embeddings|layers\.\d+\.text_mlp)")
-
 
 def weight_hash(module: torch.nn.Module) -> str:
     """SHA-256 over names, shapes, dtypes and values of a module's tensors."""
     return _hash_tensors(module.state_dict().items())
-
-
-def tokenizer_hash(model: torch.nn.Module) -> str:
-    """
-    SHA-256 over the weights of a [`SeedModel`] that decide an image's codes.
-
-    The values are hashed as float32, so that a checkpoint in bfloat16 has one hash in whatever dtype it is loaded; the
-    text branch and what follows the codebook do not count.
-    """
-    return _hash_tensors(
-        (name, tensor.float() if tensor.is_floating_point() else tensor)
-        for name, tensor in model.state_dict().items()
-        if _MAKES_CODES.match(name) and not _READS_TEXT.match(name)
-    )
 
 
 def preprocessing_hash(image_processor) -> str:
@@ -52,4 +33,4 @@ def _hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["preprocessing_hash", "tokenizer_hash", "weight_hash", "write_atomically"]
+__all__ = ["preprocessing_hash", "weight_hash", "write_atomically"]

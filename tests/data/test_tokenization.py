@@ -16,7 +16,6 @@ from seed import SeedModel
 from seed.data import tokenization
 from seed.data.codes import CodesMetadata, codes_schema, read_codes
 from seed.data.detokenization import draw_codes, open_codes
-from seed.data.provenance import tokenizer_hash
 from seed.data.tokenization import PictureList, load_image_tokenizer, tokenize_pictures
 
 
@@ -80,7 +79,7 @@ def test_codes_of_a_folder(tokenizer, folder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["codes.parquet", "codes.skipped.jsonl"]
 
     metadata = json.loads(pq.read_schema(output).metadata[b"seed"])
-    assert metadata.pop("image_tokenizer") == tokenizer_hash(tokenizer[0]) and len(metadata.pop("preprocessing")) == 64
+    assert metadata.pop("image_tokenizer") == tokenizer[0].codes_hash() and len(metadata.pop("preprocessing")) == 64
     assert metadata == {"dtype": "float32", "codebook_size": 64, "num_codes": 32}
 
 
@@ -161,21 +160,21 @@ def test_image_text_data_keep_ids_and_captions(tokenizer, folder, tmp_path):
 
 def test_hash_follows_what_makes_codes_and_nothing_else(seed_repository, tokenizer):
     folder = seed_repository / "image_tokenizer"
-    ours = tokenizer_hash(tokenizer[0])
+    ours = tokenizer[0].codes_hash()
     with_text = SeedModel.from_pretrained(folder)
     assert with_text.config.use_text_branch and not tokenizer[0].config.use_text_branch
-    assert tokenizer_hash(with_text) == ours
+    assert with_text.codes_hash() == ours
     model = SeedModel.from_pretrained(folder, dtype=torch.bfloat16)
-    in_bfloat16 = tokenizer_hash(model)
-    assert in_bfloat16 != ours and tokenizer_hash(model.float()) == in_bfloat16
+    in_bfloat16 = model.codes_hash()
+    assert in_bfloat16 != ours and model.float().codes_hash() == in_bfloat16
     model = SeedModel.from_pretrained(folder)
     with torch.no_grad():
         model.generation_projection.bias += 1
-        assert tokenizer_hash(model) == ours
+        assert model.codes_hash() == ours
         for name in ("quantizer.codebook.weight", "encode_layer.0.bias", "qformer.query_tokens"):
             parameter = model.get_parameter(name)
             parameter.view(-1)[0] += 1e-3
-            assert tokenizer_hash(model) != ours, name
+            assert model.codes_hash() != ours, name
             parameter.copy_(tokenizer[0].get_parameter(name))
 
 

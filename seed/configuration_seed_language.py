@@ -1,0 +1,61 @@
+"""What the configurations of SEED's language models have in common: the vocabulary of words and visual tokens."""
+
+from dataclasses import dataclass
+
+
+@dataclass(kw_only=True)
+class SeedVocabularyFields:
+    r"""
+    The vocabulary of a language model that reads and writes images: the text tokenizer's ids, then `<img>`, `</img>`
+    and one visual token per code, contiguous. With OPT's tokenizer (50,265 entries) and SEED's codebook: `<img>` 50265,
+    `</img>` 50266, code k 50267 + k, 58,459 in all.
+
+    Args:
+        text_vocab_size (`int`): entries of the text tokenizer, before the visual tokens were added.
+        text_embedding_rows (`int`, *optional*): rows of the text model's own embedding, which may be padded (OPT's has
+            50,272); the text vocabulary's size if None.
+        codebook_size, code_dim, num_codes (`int`): of the image tokenizer: 8192 codes of width 32, 32 per image.
+        boi_token_id, eoi_token_id, first_code_token_id (`int`, *optional*): where the visual tokens stand; derived
+            from `text_vocab_size`, stored so that other software need not derive them.
+        vocab_size (`int`, *optional*): of words and visual tokens together; derived.
+        image_tokenizer_hash (`str`, *optional*): [`SeedModel.codes_hash`] of the image tokenizer whose codes the model
+            was made for.
+    """
+
+    vocab_size: int | None = None
+    text_vocab_size: int = 50265
+    text_embedding_rows: int | None = None
+    codebook_size: int = 8192
+    code_dim: int = 32
+    num_codes: int = 32
+    boi_token_id: int | None = None
+    eoi_token_id: int | None = None
+    first_code_token_id: int | None = None
+    image_tokenizer_hash: str | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.text_embedding_rows is None:
+            self.text_embedding_rows = self.text_vocab_size
+        if self.text_embedding_rows < self.text_vocab_size:
+            raise ValueError(
+                f"text_embedding_rows is {self.text_embedding_rows}, fewer than the {self.text_vocab_size} entries of "
+                "the text vocabulary: the tokenizer belongs to a larger text model than this one."
+            )
+        derived = {
+            "boi_token_id": self.text_vocab_size,
+            "eoi_token_id": self.text_vocab_size + 1,
+            "first_code_token_id": self.text_vocab_size + 2,
+            "vocab_size": self.text_vocab_size + 2 + self.codebook_size,
+        }
+        for name, value in derived.items():
+            given = getattr(self, name)
+            if given not in (None, value):
+                raise ValueError(
+                    f"{name} is {given}, but {self.text_vocab_size} text ids, <img>, </img> and {self.codebook_size} "
+                    f"codes, one after the other, make it {value}. Leave it out, or correct text_vocab_size."
+                )
+            setattr(self, name, value)
+        super().__post_init__(**kwargs)
+
+
+__all__ = ["SeedVocabularyFields"]

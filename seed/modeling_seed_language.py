@@ -1,0 +1,397 @@
+"""
+The extension that lets a causal language model read and write images: visual tokens beside its own vocabulary.
+
+The text model's embedding and head stay as they are, bit for bit; what is new are two modules of their own, the visual
+embeddings and the visual head (DESIGN: so LoRA saves them whole, and ties between the text tables are never touched).
+"""
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .configuration_seed_language import SeedVocabularyFields
+from .generation_seed import GENERATION_MODES, SeedImageTokensLogitsProcessor, SeedTokenGuidanceLogitsProcessor
+
+# The modules that are trained whole beside LoRA: peft's `modules_to_save`.
+VISUAL_MODULES = ("visual_embeddings", "visual_head")
+
+
+class SeedVisualEmbeddings(nn.Module):
+    """
+    Input embeddings of the visual tokens: a fully connected projection of the frozen codebook (paper, section 3.3), and
+    a row each for `<img>` and `</img>`.
+
+    Args:
+        config: with the fields of [`SeedVocabularyFields`].
+        dim: width of the text model's embedding.
+    """
+
+    def __init__(self, config: SeedVocabularyFields, dim: int):
+        super().__init__()
+        self.register_buffer("codebook", torch.zeros(config.codebook_size, config.code_dim))
+        self.projection = nn.Linear(config.code_dim, dim)
+        self.delimiters = nn.Embedding(2, dim)
+
+    def forward(self, visual_ids: torch.LongTensor) -> torch.Tensor:
+        """`(...)`, 0 for `<img>`, 1 for `</img>`, 2 + k for code k -> `(..., dim)`."""
+        projected = self.projection(self.codebook[(visual_ids - 2).clamp(min=0)])
+        delimiters = self.delimiters(visual_ids.clamp(max=1))
+        return torch.where((visual_ids < 2)[..., None], delimiters, projected)
+
+
+class SeedLanguageModelMixin:
+    """
+    Put before a `...ForCausalLM` class of transformers, whose text embedding and head it extends by visual tokens.
+
+    A subclass names in `text_model_class` the class it extends, and is given a configuration that combines
+    [`SeedVocabularyFields`] with that class's own.
+    """
+
+    text_model_class: type[PreTrainedModel]
+    input_modalities = ("image", "text")
+    output_modalities = ("text", "image")
+
+    def __init__(self, config):
+        total = config.vocab_size
+        # The text model builds its tables by `vocab_size`, which means the text's rows to it.
+        config.vocab_size = config.text_embedding_rows
+        try:
+            super().__init__(config)
+        finally:
+            config.vocab_size = total
+        dim = self.get_input_embeddings().embedding_dim
+        self.visual_embeddings = SeedVisualEmbeddings(config, dim)
+        self.visual_head = nn.Linear(self.lm_head.in_features, 2 + config.codebook_size, bias=False)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SeedVisualEmbeddings):
+            init.normal_(module.codebook)
+
+    # Words and visual tokens in and out ------------------------------------------------------------------------------
+
+    def embed_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        """Embeddings of words and visual tokens, `(batch, length)` -> `(batch, length, dim)`."""
+        first = self.config.boi_token_id
+        visual = input_ids >= first
+        words = self.get_input_embeddings()(input_ids.masked_fill(visual, 0))
+        images = self.visual_embeddings((input_ids - first).clamp(min=0))
+        return torch.where(visual[..., None], images.to(words.dtype), words)
+
+    def compute_logits(self, hidden_states: torch.Tensor, generation_mode: str | None = None) -> torch.Tensor:
+        """
+        Scores of the next token, `(..., dim)` -> `(..., vocab_size)`.
+
+        Args:
+            generation_mode: "text" or "image" computes only the rows of words or of visual tokens; the other tokens
+                get the dtype's minimum. None or "interleaved" computes all.
+        """
+        first, vocab_size = self.config.boi_token_id, self.config.vocab_size
+        if generation_mode == "image":
+            visual = self.visual_head(hidden_states)
+            return nn.functional.pad(visual, (first, 0), value=torch.finfo(visual.dtype).min)
+        words = self.lm_head(hidden_states)[..., :first]
+        if generation_mode == "text":
+            return nn.functional.pad(words, (0, vocab_size - first), value=torch.finfo(words.dtype).min)
+        return torch.cat([words, self.visual_head(hidden_states)], dim=-1)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        position_ids: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        generation_mode: str | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """
+        As the text model's forward, with words and visual tokens in `input_ids`.
+
+        Args:
+            attention_mask: `(batch, length)`, or `(batch, 1, length, length)` for packed rows.
+            labels: `(batch, length)`, aligned with `input_ids` (shifted here); -100 where there is no loss. The
+                cross-entropy runs over words and visual tokens together, in float32. Only labelled positions go
+                through the heads, and in training mode `logits` is None.
+            generation_mode: see `compute_logits`.
+            num_items_in_batch: labels in the whole (accumulated) batch, as `Trainer` counts them; the loss is the sum
+                divided by it.
+        """
+        if inputs_embeds is None and input_ids is not None:
+            inputs_embeds, input_ids = self.embed_ids(input_ids), None
+        outputs = self.get_decoder()(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            return_dict=True,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        loss = logits = None
+        if labels is not None:
+            loss = self._loss(hidden_states, labels, num_items_in_batch)
+        if labels is None or not self.training:
+            if isinstance(logits_to_keep, int):
+                kept = hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states
+            else:
+                kept = hidden_states[:, logits_to_keep]
+            logits = self.compute_logits(kept, generation_mode)
+        result = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return result if return_dict else result.to_tuple()
+
+    def _loss(self, hidden_states: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None):
+        targets = labels[:, 1:].to(hidden_states.device)
+        labelled = targets != -100
+        logits = self.compute_logits(hidden_states[:, :-1][labelled]).float()
+        total = nn.functional.cross_entropy(logits, targets[labelled], reduction="sum")
+        if num_items is None:
+            num_items = labelled.sum().clamp(min=1)
+        elif torch.is_tensor(num_items):
+            num_items = num_items.to(total.device)
+        return total / num_items
+
+    # Generation ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        generation_mode: str = "text",
+        token_guidance_scale: float | None = None,
+        unconditional_ids: torch.LongTensor | None = None,
+        **kwargs,
+    ):
+        """
+        `GenerationMixin.generate`, kept within the grammar of words and images.
+
+        Args:
+            input_ids: `(batch, length)`, padded on the left (`attention_mask` says where).
+            generation_mode: "text" writes words only; "image" one image, exactly `num_codes` codes and `</img>`, after
+                a prompt whose `<img>` is added where it is missing; "interleaved" lets the model choose, and keeps
+                every image that it opens whole.
+            token_guidance_scale: classifier-free guidance in mode "image"; None or 1 is off.
+            unconditional_ids: `(1, length)`, the drawing prompt with an empty caption
+                ([`SeedProcessor.unconditional_prompt`]); needed for guidance.
+            kwargs: everything else that `generate` takes (sampling, beams, `num_return_sequences`, static cache,
+                streamers, ...).
+
+        Raises:
+            ValueError: an unknown mode; a prompt that leaves no room in the context; a `max_new_tokens` that would cut
+                an image short; guidance without `unconditional_ids` or outside mode "image".
+        """
+        if generation_mode not in GENERATION_MODES:
+            raise ValueError(f"generation_mode is {generation_mode!r}; expected one of {', '.join(GENERATION_MODES)}.")
+        input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
+        if input_ids is None:
+            raise ValueError("Pass input_ids, `(batch, length)`: SeedProcessor makes them.")
+        if generation_mode == "image":
+            input_ids, kwargs = self._open_image(input_ids, kwargs)
+        prompt_length = input_ids.shape[1]
+        settings = generation_config or self.generation_config
+        new_tokens = self._room_for_answer(prompt_length, generation_mode, settings, kwargs)
+        kwargs.update(max_new_tokens=new_tokens, max_length=None)
+        if generation_mode == "image":
+            kwargs.update(eos_token_id=self.config.eoi_token_id, min_new_tokens=None, min_length=0)
+
+        processors = LogitsProcessorList()
+        if token_guidance_scale not in (None, 1):
+            if generation_mode != "image" or unconditional_ids is None:
+                raise ValueError(
+                    "token_guidance_scale works in generation_mode='image' and needs unconditional_ids, which "
+                    "SeedProcessor.unconditional_prompt() gives."
+                )
+            processors.append(
+                SeedTokenGuidanceLogitsProcessor(self, token_guidance_scale, unconditional_ids, prompt_length)
+            )
+        processors.append(SeedImageTokensLogitsProcessor(self.config, generation_mode, prompt_length + new_tokens))
+        processors.extend(logits_processor or [])
+        return super().generate(
+            input_ids,
+            generation_config=generation_config,
+            logits_processor=processors,
+            generation_mode=generation_mode,
+            **kwargs,
+        )
+
+    def _open_image(self, input_ids: torch.LongTensor, kwargs: dict) -> tuple[torch.LongTensor, dict]:
+        """Lets every prompt end with `<img>`."""
+        opened = input_ids[:, -1] == self.config.boi_token_id
+        if opened.all():
+            return input_ids, kwargs
+        if opened.any():
+            raise ValueError("Some prompts of this batch end with <img> and some do not; let all or none end with it.")
+        boi = input_ids.new_full((len(input_ids), 1), self.config.boi_token_id)
+        if (mask := kwargs.get("attention_mask")) is not None:
+            kwargs = kwargs | {"attention_mask": torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)}
+        return torch.cat([input_ids, boi], dim=1), kwargs
+
+    def _room_for_answer(self, prompt_length: int, mode: str, settings: GenerationConfig, kwargs: dict) -> int:
+        """How many tokens to write; an error where the context or the caller's limit does not let the answer fit."""
+        room = self.config.max_position_embeddings - prompt_length
+        asked = kwargs.pop("max_new_tokens", None)
+        if (max_length := kwargs.pop("max_length", None)) is not None and asked is None:
+            asked = max_length - prompt_length
+        whole_image = self.config.num_codes + 1
+        least = whole_image if mode == "image" else 1
+        if room < least:
+            raise ValueError(
+                f"The prompt has {prompt_length} tokens; with {least} more for the answer it exceeds the context of "
+                f"{self.config.max_position_embeddings}. Shorten the prompt, or give it fewer images."
+            )
+        if mode == "image":
+            if asked is not None and asked < whole_image:
+                raise ValueError(
+                    f"max_new_tokens (or max_length) leaves {asked} tokens, which would cut the image short: it has "
+                    f"{self.config.num_codes} codes and </img>. Leave the limit out."
+                )
+            return whole_image
+        if asked is None:
+            default = settings.max_new_tokens or (settings.max_length or 0) - prompt_length
+            return min(default, room) if default > 0 else min(20, room)
+        if not 1 <= asked <= room:
+            raise ValueError(
+                f"{asked} new tokens after a prompt of {prompt_length} do not fit into the context of "
+                f"{self.config.max_position_embeddings}; ask for 1 to {room}."
+            )
+        return asked
+
+    # From a text model and back --------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_text_model(cls, text_model: PreTrainedModel, seed_model, text_vocab_size: int | None = None):
+        """
+        Extends a text model by the visual tokens of an image tokenizer.
+
+        The new model shares the text model's parameters (nothing is copied, so it takes seconds at any size); its
+        scores of words equal the text model's, bit for bit. The new rows start at the scale of the text's.
+
+        Args:
+            text_model: a pretrained model of `cls.text_model_class`.
+            seed_model: [`SeedModel`], whose codebook the visual embeddings project.
+            text_vocab_size: entries of the text tokenizer, `len(tokenizer)`, where the text model's tables have spare
+                rows (OPT: 50265 of 50272); all rows if None.
+
+        Raises:
+            TypeError: the text model is of another class.
+            ValueError: the tokenizer has more entries than the text model has rows.
+        """
+        if not isinstance(text_model, cls.text_model_class) or isinstance(text_model, SeedLanguageModelMixin):
+            raise TypeError(
+                f"{cls.__name__} extends {cls.text_model_class.__name__}; got a {type(text_model).__name__}."
+            )
+        rows = text_model.get_input_embeddings().num_embeddings
+        shared = text_model.config.to_dict()
+        for name in ("vocab_size", "model_type", "architectures", "transformers_version"):
+            shared.pop(name, None)
+        quantizer = seed_model.quantizer
+        config = cls.config_class(
+            **shared,
+            text_vocab_size=rows if text_vocab_size is None else text_vocab_size,
+            text_embedding_rows=rows,
+            codebook_size=quantizer.codebook_size,
+            code_dim=quantizer.code_dim,
+            num_codes=seed_model.config.num_codes,
+            image_tokenizer_hash=seed_model.codes_hash(),
+        )
+        config._attn_implementation = text_model.config._attn_implementation
+        with torch.device("meta"):
+            model = cls(config)
+        embedding = text_model.get_input_embeddings().weight
+        for name in VISUAL_MODULES:
+            getattr(model, name).to_empty(device=embedding.device).to(embedding.dtype)
+        _share_tensors(text_model, model)
+        model._start_visual_modules(quantizer.codebook.weight)
+        model.generation_config = GenerationConfig.from_dict(text_model.generation_config.to_dict())
+        return model.train(text_model.training)
+
+    @torch.no_grad()
+    def _start_visual_modules(self, codebook: torch.Tensor) -> None:
+        """New rows of about the text rows' scale (our choice), so that training starts from a sane softmax."""
+        embeddings, text = self.visual_embeddings, self.get_input_embeddings().weight
+        scale = text.float().std()
+        embeddings.codebook.copy_(codebook)
+        spread = codebook.float().std(dim=0).square().sum().sqrt().clamp(min=1e-6)
+        embeddings.projection.weight.normal_(std=float(scale / spread))
+        embeddings.projection.bias.copy_(text.float().mean(dim=0))
+        embeddings.delimiters.weight.normal_(std=float(scale))
+        self.visual_head.weight.normal_(std=float(self.lm_head.weight.float().std()))
+
+    @torch.no_grad()
+    def merge_into_text_model(self, pad_to_multiple_of: int = 64) -> PreTrainedModel:
+        """
+        A plain model of `text_model_class` with the same scores, for software that knows only that: words and visual
+        tokens in one table each for input and output (untied), padded to a multiple of 64 rows.
+
+        The layers are shared with this model, the tables are new. The padding rows score 0; the generation
+        configuration suppresses them.
+        """
+        first, vocab_size = self.config.boi_token_id, self.config.vocab_size
+        rows = -(-vocab_size // pad_to_multiple_of) * pad_to_multiple_of
+        text_config_class = self.text_model_class.config_class
+        own = {*SeedVocabularyFields.__dataclass_fields__, "model_type", "architectures", "transformers_version"}
+        values = {key: value for key, value in self.config.to_dict().items() if key not in own}
+        config = text_config_class(**values | {"tie_word_embeddings": False}, vocab_size=rows)
+        config._attn_implementation = self.config._attn_implementation
+        with torch.device("meta"):
+            merged = self.text_model_class(config)
+        embedding = self.get_input_embeddings()
+        inputs, outputs = (
+            embedding.weight.new_zeros(rows, table.shape[1]) for table in (embedding.weight, self.lm_head.weight)
+        )
+        inputs[:first], outputs[:first] = embedding.weight[:first], self.lm_head.weight[:first]
+        visual_ids = torch.arange(vocab_size - first, device=inputs.device)
+        inputs[first:vocab_size], outputs[first:vocab_size] = (
+            self.visual_embeddings(visual_ids),
+            self.visual_head.weight,
+        )
+        _share_tensors(self, merged, skip=VISUAL_MODULES)
+        merged.set_input_embeddings(
+            nn.Embedding.from_pretrained(inputs, freeze=False, padding_idx=embedding.padding_idx)
+        )
+        merged.lm_head.weight = nn.Parameter(outputs)
+        merged.generation_config = GenerationConfig.from_dict(
+            self.generation_config.to_dict() | {"suppress_tokens": [*range(vocab_size, rows)] or None}
+        )
+        return merged.train(self.training)
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """Not possible: words and visual tokens are contiguous, so the vocabulary cannot grow after them."""
+        raise NotImplementedError(
+            "The vocabulary of a SEED language model is fixed: words, <img>, </img>, codes. Add words to the text "
+            "model and its tokenizer first, then extend it with from_text_model."
+        )
+
+
+def _share_tensors(source: nn.Module, target: nn.Module, skip: tuple[str, ...] = ()) -> None:
+    """Gives `target` the parameters and buffers of `source`, by name."""
+    tensors = dict(source.named_parameters(remove_duplicate=False)) | dict(source.named_buffers(remove_duplicate=False))
+    for name, tensor in tensors.items():
+        if name.startswith(skip):
+            continue
+        path, _, leaf = name.rpartition(".")
+        module = target.get_submodule(path)
+        (module._parameters if leaf in module._parameters else module._buffers)[leaf] = tensor
+
+
+__all__ = ["VISUAL_MODULES", "SeedLanguageModelMixin", "SeedVisualEmbeddings"]
