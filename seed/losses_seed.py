@@ -108,14 +108,19 @@ def quantization_loss(vectors: torch.Tensor, code_vectors: torch.Tensor, weighti
     raise ValueError(f"Unknown weighting {weighting!r}; expected 'legacy' or 'standard'.")
 
 
-def reconstruction_loss(reconstructed: torch.Tensor, causal_embeddings: torch.Tensor) -> torch.Tensor:
+def reconstruction_loss(
+    reconstructed: torch.Tensor, causal_embeddings: torch.Tensor, last_weight: float = 0.0
+) -> torch.Tensor:
     """
     1 - cosine similarity between reconstructed and true causal embeddings (paper, eq. 1), mean over queries.
 
     Args:
         reconstructed, causal_embeddings: `(batch, num_codes, dim)`.
+        last_weight: weight of the last query's own term beside that mean, both divided by `1 + last_weight` (our
+            choice; 0 is the paper's).
     """
-    return (1 - F.cosine_similarity(reconstructed.float(), causal_embeddings.float(), dim=-1)).mean()
+    distance = 1 - F.cosine_similarity(reconstructed.float(), causal_embeddings.float(), dim=-1)
+    return (distance.mean() + last_weight * distance[:, -1].mean()) / (1 + last_weight)
 
 
 def generation_loss(generation_embeddings: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:

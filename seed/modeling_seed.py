@@ -392,6 +392,38 @@ class SeedModel(SeedPreTrainedModel):
         self.config.has_empty_prompt_embeds = True
         self.register_buffer("empty_prompt_embeds", embeds.detach().clone().to(self.device, self.dtype))
 
+    @torch.no_grad()
+    def initialize_code_layers(self, causal_embeddings: torch.Tensor, scale: float = 0.25) -> None:
+        """
+        Starts the layers around the codebook on the principal components of causal embeddings (our choice): the encode
+        layer projects onto the first `code_dim`, the decode layer goes back, both in the linear part of their tanh.
+
+        Args:
+            causal_embeddings: `(n, num_codes, hidden_size)`; some hundred rows in all are enough.
+            scale: of the code vectors against the components.
+
+        Raises:
+            ValueError: code vectors wider than the causal embeddings, which have no more components.
+        """
+        width, code_dim = self.decode_layer[2].out_features, self.config.code_dim
+        if code_dim > width:
+            raise ValueError(f"code_dim is {code_dim}; causal embeddings of width {width} have {width} components.")
+        rows = causal_embeddings.reshape(-1, width).float()
+        mean = rows.mean(dim=0)
+        # Components of the variation within a position: what a position always says needs no code.
+        centred = (causal_embeddings.float() - causal_embeddings.float().mean(dim=0)).reshape(-1, width)
+        components = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :code_dim]
+        small = 0.1  # tanh(0.1 x) is 0.1 x within a percent or so, for embeddings of about unit scale
+        encode, decode = self.encode_layer, self.decode_layer
+        encode[0].weight.copy_(small * torch.eye(width))
+        encode[0].bias.copy_(-small * mean)
+        encode[2].weight.copy_(components.T * (scale / small))
+        encode[2].bias.zero_()
+        decode[0].weight.copy_((small / scale) * torch.eye(code_dim))
+        decode[0].bias.zero_()
+        decode[2].weight.copy_(components / small)
+        decode[2].bias.copy_(mean)
+
     def codes_hash(self) -> str:
         """
         SHA-256 of the weights that decide an image's codes; it stands beside codes that are stored, and a language

@@ -193,6 +193,11 @@ class SeedForQuantization(SeedPreTrainedModel):
 
     Args:
         quantization_weight, generation_weight, reconstruction_weight: factors of the three losses, 5, 0.5 and 2.
+        last_reconstruction_weight: how much the last causal embedding, which is the image feature of retrieval, counts in
+            the reconstruction beside the mean over all (our choice; 0 in the released recipe: one of num_codes).
+        pca_initialization: starts the encode and decode layers on the principal components of the causal embeddings
+            (our choice: in short trainings a random start leaves much of the code vectors' width unused; off in the
+            released recipe).
         prefix_probability: how often a training example shows the decoders only its first k codes, k uniform in
             1 .. num_codes (our choice, so that prefixes can be drawn; 0 in the released recipe).
         kmeans_initialization: puts the codebook on the data when training starts (our choice; off in the released
@@ -203,6 +208,8 @@ class SeedForQuantization(SeedPreTrainedModel):
     quantization_weight = 5.0
     generation_weight = 0.5
     reconstruction_weight = 2.0
+    last_reconstruction_weight = 0.0
+    pca_initialization = False
     prefix_probability = 0.0
     kmeans_initialization = False
     revival_interval = 0
@@ -265,6 +272,11 @@ class SeedForQuantization(SeedPreTrainedModel):
             with torch.no_grad():
                 causal_embeddings = model.get_causal_embeddings(pixel_values, vision_features)
         causal_embeddings = causal_embeddings.to(self.dtype)
+        if self.training and self.pca_initialization and int(self.training_steps) == 0:
+            model.initialize_code_layers(gather_with_gradient(causal_embeddings.detach()))
+            if dist.is_initialized():  # as for the codebook below
+                for parameter in (*model.encode_layer.parameters(), *model.decode_layer.parameters()):
+                    dist.broadcast(parameter.data, 0)
         vectors = model.encode_layer(causal_embeddings)
         if self.training:
             self._tend_codebook(vectors.detach())
@@ -272,7 +284,9 @@ class SeedForQuantization(SeedPreTrainedModel):
         code_mask = self._sample_prefixes(quantized.codes) if self.training else None
 
         raised = model.decode_layer(quantized.quantized)
-        reconstruction = reconstruction_loss(model.reconstruction_decoder(raised), causal_embeddings)
+        reconstruction = reconstruction_loss(
+            model.reconstruction_decoder(raised), causal_embeddings, self.last_reconstruction_weight
+        )
         generated = model.generate_embeddings(quantized.quantized, code_mask)
         generation = generation_loss(generated, text_features)
         loss = (

@@ -224,8 +224,9 @@ class SeedLanguageModelMixin:
             processors.append(
                 SeedTokenGuidanceLogitsProcessor(self, token_guidance_scale, unconditional_ids, prompt_length)
             )
-        processors.append(SeedImageTokensLogitsProcessor(self.config, generation_mode, prompt_length + new_tokens))
         processors.extend(logits_processor or [])
+        # Last, so that no other processor lets a token through that the grammar forbids.
+        processors.append(SeedImageTokensLogitsProcessor(self.config, generation_mode, prompt_length + new_tokens))
         return super().generate(
             input_ids,
             generation_config=generation_config,

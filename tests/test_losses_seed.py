@@ -103,6 +103,13 @@ def test_reconstruction_loss_by_hand():
     assert reconstruction_loss(target.half(), target.half()).dtype == torch.float32
 
 
+def test_last_causal_embedding_may_weigh_more():
+    target = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
+    reconstructed = torch.tensor([[[1.0, 0.0], [3.0, 0.0]]])  # the first exact, the last orthogonal
+    assert reconstruction_loss(reconstructed, target).item() == pytest.approx(0.5)
+    assert reconstruction_loss(reconstructed, target, last_weight=3.0).item() == pytest.approx((0.5 + 3 * 1.0) / 4)
+
+
 def test_generation_loss_by_hand():
     generated, features = torch.tensor([[[1.0, 2.0]], [[0.0, 0.0]]]), torch.tensor([[[1.0, 0.0]], [[4.0, 0.0]]])
     assert generation_loss(generated, features).item() == pytest.approx((0 + 4 + 16 + 0) / 4)

@@ -123,6 +123,24 @@ def test_dead_codes_are_revived_on_schedule(config):
     assert int(head.training_steps) == 3
 
 
+def test_pca_initialization_keeps_what_components_hold(config):
+    """Encoded and decoded at once, embeddings come back as their projection onto the principal components."""
+    head, inputs = stage_two(config, pca_initialization=True)
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(config.code_dim, config.qformer_config.hidden_size, generator=generator)
+    hidden = torch.randn(200, config.num_codes, config.code_dim, generator=generator) @ directions / 5
+    causal = hidden + torch.randn(hidden.shape[-1], generator=generator)  # code_dim components and a mean
+    head.train()
+    features = inputs["text_features"][:1].expand(200, -1, -1)
+    head(causal_embeddings=causal, text_features=features)
+    with torch.no_grad():
+        again = head.model.decode_layer(head.model.encode_layer(causal))
+    assert ((again - causal).square().mean() / causal.var()).item() < 0.02
+    before = head.model.encode_layer[2].weight.clone()
+    head(causal_embeddings=2 * causal, text_features=features)  # not on the second step
+    assert torch.equal(head.model.encode_layer[2].weight, before)
+
+
 def test_prefix_masks_show_only_first_codes(config):
     head, inputs = stage_two(config, prefix_probability=1.0)
     codes = torch.zeros(500, config.num_codes, dtype=torch.long)

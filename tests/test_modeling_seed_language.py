@@ -1,0 +1,389 @@
+"""SEED-OPT and SEED-Llama against their text models, naive loops and plain cross-entropy."""
+
+import pytest
+import torch
+from tiny_models import make_tiny_seed_config
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LogitsProcessor, OPTConfig, OPTForCausalLM
+
+from seed.configuration_seed_llama import SeedLlamaConfig
+from seed.configuration_seed_opt import SeedOPTConfig
+from seed.modeling_seed import SeedModel
+from seed.modeling_seed_language import VISUAL_MODULES
+from seed.modeling_seed_llama import SeedLlamaForCausalLM
+from seed.modeling_seed_opt import SeedOPTForCausalLM
+
+WORDS = 90  # of the 96 rows: the last 6 are padding, as OPT's last 7
+CODES, NUM_CODES, CONTEXT = 64, 32, 128
+BOI, EOI, FIRST_CODE, TOTAL = 90, 91, 92, 156
+
+SMALL_OPT = {"vocab_size": 96, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
+TEXT_MODELS = {
+    "opt": lambda: OPTForCausalLM(OPTConfig(**SMALL_OPT, max_position_embeddings=CONTEXT)),
+    # As OPT-350M: narrower embeddings, projected, and norms after the layers.
+    "opt-350m": lambda: OPTForCausalLM(
+        OPTConfig(
+            **SMALL_OPT, max_position_embeddings=CONTEXT, word_embed_proj_dim=16, do_layer_norm_before=False
+        )
+    ),
+    "llama": lambda: LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=96,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            pad_token_id=1,
+        )
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def seed_model():
+    torch.manual_seed(0)
+    return SeedModel(make_tiny_seed_config(use_text_branch=False)).eval()
+
+
+@pytest.fixture(params=list(TEXT_MODELS))
+def pair(request, seed_model):
+    """A text model and its extension."""
+    torch.manual_seed(1)
+    text_model = TEXT_MODELS[request.param]().eval()
+    with torch.no_grad():  # livelier than the initialisation, so that greedy choices differ from row to row
+        for parameter in text_model.parameters():
+            parameter.mul_(4)
+    extension = SeedOPTForCausalLM if request.param.startswith("opt") else SeedLlamaForCausalLM
+    return text_model, extension.from_text_model(text_model, seed_model, text_vocab_size=WORDS)
+
+
+@pytest.fixture
+def model(seed_model):
+    torch.manual_seed(1)
+    text_model = TEXT_MODELS["opt"]().eval()
+    with torch.no_grad():
+        for parameter in text_model.parameters():
+            parameter.mul_(4)
+    return SeedOPTForCausalLM.from_text_model(text_model, seed_model, text_vocab_size=WORDS)
+
+
+def words(rows: int = 2, length: int = 9) -> torch.LongTensor:
+    return torch.randint(3, WORDS, (rows, length), generator=torch.Generator().manual_seed(rows * 100 + length))
+
+
+def mixed(rows: int = 2) -> torch.LongTensor:
+    """Words, one whole image, words."""
+    codes = torch.randint(FIRST_CODE, TOTAL, (rows, NUM_CODES), generator=torch.Generator().manual_seed(5))
+    one = torch.ones(rows, 1, dtype=torch.long)
+    return torch.cat([words(rows, 4), BOI * one, codes, EOI * one, words(rows, 5)], dim=1)
+
+
+class TestExtension:
+    def test_vocabulary_of_the_paper(self):
+        config = SeedOPTConfig(text_embedding_rows=50272)
+        assert (config.boi_token_id, config.eoi_token_id, config.first_code_token_id) == (50265, 50266, 50267)
+        assert config.vocab_size == 58459
+
+    @pytest.mark.parametrize("config_class", [SeedOPTConfig, SeedLlamaConfig])
+    def test_contradicting_ids_are_refused(self, config_class):
+        with pytest.raises(ValueError, match="vocab_size is 50272"):
+            config_class(vocab_size=50272, text_vocab_size=90, codebook_size=64)
+        with pytest.raises(ValueError, match="eoi_token_id is 7"):
+            config_class(text_vocab_size=90, codebook_size=64, eoi_token_id=7)
+        with pytest.raises(ValueError, match="text_embedding_rows is 80"):
+            config_class(text_vocab_size=90, text_embedding_rows=80)
+
+    def test_scores_of_words_are_the_text_models_bit_for_bit(self, pair):
+        text_model, model = pair
+        assert torch.equal(model(words()).logits[..., :WORDS], text_model(words()).logits[..., :WORDS])
+        assert model(words()).logits.shape == (2, 9, TOTAL)
+
+    def test_shares_the_text_models_parameters(self, pair):
+        text_model, model = pair
+        ours = dict(model.named_parameters(remove_duplicate=False))
+        for name, parameter in text_model.named_parameters(remove_duplicate=False):
+            assert ours.pop(name) is parameter
+        assert all(name.startswith(VISUAL_MODULES) for name in ours)
+        assert not any(parameter.is_meta for parameter in model.parameters())
+        assert not any(buffer.is_meta for buffer in model.buffers())
+
+    def test_visual_embeddings_project_the_codebook(self, model, seed_model):
+        embeddings = model.visual_embeddings
+        codebook = seed_model.quantizer.codebook.weight
+        code = codebook[7] @ embeddings.projection.weight.T + embeddings.projection.bias
+        embedded = model.embed_ids(torch.tensor([[5, BOI, EOI, FIRST_CODE + 7]]))[0]
+        torch.testing.assert_close(embedded[3], code)
+        assert torch.equal(embedded[0], model.model.decoder.embed_tokens.weight[5])
+        assert torch.equal(embedded[1:3], embeddings.delimiters.weight)
+        assert model.config.image_tokenizer_hash == seed_model.codes_hash()
+
+    def test_save_and_reload(self, pair, tmp_path):
+        _, model = pair
+        model.save_pretrained(tmp_path)
+        again = type(model).from_pretrained(tmp_path).eval()
+        assert torch.equal(again(mixed()).logits, model(mixed()).logits)
+        assert again.lm_head.weight is again.get_input_embeddings().weight
+        assert again.config.vocab_size == TOTAL
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision_has_no_nan(self, pair, dtype):
+        _, model = pair
+        for mode in (None, "text", "image"):
+            assert model.to(dtype)(mixed(), generation_mode=mode).logits.isfinite().all()
+
+    def test_another_text_model_is_refused(self, seed_model):
+        with pytest.raises(TypeError, match="extends OPTForCausalLM; got a LlamaForCausalLM"):
+            SeedOPTForCausalLM.from_text_model(TEXT_MODELS["llama"](), seed_model)
+        with pytest.raises(ValueError, match="text_embedding_rows is 96, fewer than the 97"):
+            SeedOPTForCausalLM.from_text_model(TEXT_MODELS["opt"](), seed_model, text_vocab_size=97)
+
+    def test_vocabulary_cannot_be_resized(self, model):
+        with pytest.raises(NotImplementedError, match="fixed"):
+            model.resize_token_embeddings(200)
+
+    def test_merged_text_model_scores_the_same(self, pair, tmp_path):
+        text_model, model = pair
+        expected = model(mixed()).logits
+        model.merge_into_text_model().save_pretrained(tmp_path)
+        plain = type(text_model).from_pretrained(tmp_path)
+        assert type(plain) is type(text_model) and plain.config.vocab_size == 192
+        torch.testing.assert_close(plain(mixed()).logits[..., :TOTAL], expected, rtol=0, atol=1e-5)
+        assert plain.generate(words(), max_new_tokens=12, do_sample=True, temperature=50.0).max() < TOTAL
+
+
+class TestLoss:
+    def test_is_cross_entropy_over_all_tokens(self, pair):
+        _, model = pair
+        labels = mixed().masked_fill(torch.arange(mixed().shape[1]) < 6, -100)
+        logits = model(mixed()).logits[:, :-1]
+        expected = torch.nn.functional.cross_entropy(logits.reshape(-1, TOTAL), labels[:, 1:].reshape(-1))
+        torch.testing.assert_close(model(mixed(), labels=labels).loss, expected)
+        summed = model(mixed(), labels=labels, num_items_in_batch=torch.tensor(10)).loss
+        torch.testing.assert_close(summed, expected * (labels[:, 1:] != -100).sum() / 10)
+
+    def test_gradient_reaches_the_visual_modules(self, model):
+        model.train()
+        outputs = model(mixed(), labels=mixed())
+        assert outputs.logits is None
+        outputs.loss.backward()
+        for name in VISUAL_MODULES:
+            assert all(parameter.grad.abs().sum() > 0 for parameter in getattr(model, name).parameters())
+        assert not model.visual_embeddings.codebook.requires_grad
+
+    def test_no_labels_in_a_batch_is_no_nan(self, model):
+        assert model.train()(words(), labels=torch.full_like(words(), -100)).loss == 0
+
+
+def naive_image(model, prompt: torch.LongTensor, unconditional=None, scale=1.0) -> torch.LongTensor:
+    """Greedy codes of one prompt, by whole forward passes without a cache."""
+    ids = prompt
+    for _ in range(NUM_CODES):
+        scores = model(ids).logits[0, -1].log_softmax(-1)[FIRST_CODE:].log_softmax(-1)
+        if unconditional is not None:
+            # Over all visual tokens, as guidance sees them.
+            conditional = model(ids).logits[0, -1, BOI:].log_softmax(-1)
+            empty = model(torch.cat([unconditional, ids[:, prompt.shape[1] :]], dim=1)).logits[0, -1, BOI:]
+            empty = empty.log_softmax(-1)
+            scores = (empty + scale * (conditional - empty))[2:]
+        ids = torch.cat([ids, scores.argmax()[None, None] + FIRST_CODE], dim=1)
+    return ids[:, prompt.shape[1] :]
+
+
+def opened(prompt: torch.LongTensor) -> torch.LongTensor:
+    return torch.nn.functional.pad(prompt, (0, 1), value=BOI)
+
+
+def check_image(row: list[int]) -> None:
+    """`<img>`, 32 codes, `</img>` at the end of a row."""
+    assert row[-1] == EOI and row[-NUM_CODES - 2] == BOI
+    assert all(FIRST_CODE <= token < TOTAL for token in row[-NUM_CODES - 1 : -1])
+
+
+class TestImageMode:
+    def test_greedy_equals_a_naive_loop(self, pair):
+        _, model = pair
+        drawn = model.generate(words(1), generation_mode="image", do_sample=False)
+        assert torch.equal(drawn[:, 10:-1], naive_image(model, opened(words(1))))
+        check_image(drawn[0].tolist())
+
+    def test_guidance_equals_a_naive_loop(self, pair):
+        _, model = pair
+        empty = torch.tensor([[7, 8, BOI]])
+        drawn = model.generate(
+            words(1), generation_mode="image", do_sample=False, token_guidance_scale=3.0, unconditional_ids=empty
+        )
+        assert torch.equal(drawn[:, 10:-1], naive_image(model, opened(words(1)), empty, 3.0))
+        assert not torch.equal(drawn, model.generate(words(1), generation_mode="image", do_sample=False))
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"do_sample": True},
+            {"num_beams": 3},
+            {"do_sample": True, "num_return_sequences": 2},
+            {"num_beams": 4, "num_return_sequences": 2},
+            {"cache_implementation": "static"},
+            {"do_sample": True, "top_k": 5, "top_p": 0.9, "temperature": 2.0},
+            {"min_new_tokens": 40, "repetition_penalty": 5.0},
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
+    def test_always_a_whole_image(self, model, settings, guided):
+        if guided:
+            settings = settings | {"token_guidance_scale": 4.0, "unconditional_ids": torch.tensor([[7, BOI]])}
+        drawn = model.generate(words(), generation_mode="image", **settings)
+        assert drawn.shape == (2 * settings.get("num_return_sequences", 1), 9 + NUM_CODES + 2)
+        for row in drawn.tolist():
+            check_image(row)
+
+    def test_guided_beams_are_scored_with_their_own_history(self, model):
+        """A beam's score is the mean of the guided naive scores of its codes."""
+        empty, scale = torch.tensor([[7, 8, BOI]]), 2.0
+        found = model.generate(
+            words(1),
+            generation_mode="image",
+            num_beams=3,
+            token_guidance_scale=scale,
+            unconditional_ids=empty,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        ids, total, prompt = found.sequences, 0.0, 10
+        for step in range(prompt, ids.shape[1]):
+            conditional = model(ids[:, :step]).logits[0, -1, BOI:].log_softmax(-1)
+            against = model(torch.cat([empty, ids[:, prompt:step]], 1)).logits[0, -1, BOI:].log_softmax(-1)
+            total += (against + scale * (conditional - against))[ids[0, step] - BOI].item()
+        # transformers normalises before processors, so the sum is the processors' own.
+        assert found.sequences_scores.item() == pytest.approx(total / (NUM_CODES + 1), rel=1e-3)
+
+    def test_batch_equals_single(self, pair):
+        _, model = pair
+        short, long = words(1, 5), words(1, 9)
+        batch = torch.cat([torch.nn.functional.pad(short, (4, 0), value=1), long])
+        mask = torch.ones_like(batch)
+        mask[0, :4] = 0
+        together = model.generate(batch, attention_mask=mask, generation_mode="image", do_sample=False)
+        for row, prompt in enumerate((short, long)):
+            alone = model.generate(prompt, generation_mode="image", do_sample=False)
+            assert torch.equal(together[row, -NUM_CODES - 1 :], alone[0, -NUM_CODES - 1 :])
+
+    def test_static_cache_changes_nothing(self, pair):
+        _, model = pair
+        dynamic = model.generate(words(), generation_mode="image", do_sample=False)
+        static = model.generate(words(), generation_mode="image", do_sample=False, cache_implementation="static")
+        assert torch.equal(dynamic, static)
+
+    def test_same_seed_same_image(self, model):
+        drawn = []
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            drawn.append(model.generate(words(), generation_mode="image", do_sample=True))
+        assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+    def test_computes_no_word_rows(self, model):
+        calls = []
+        model.lm_head.register_forward_hook(lambda *_: calls.append(1))
+        model.generate(words(), generation_mode="image", do_sample=False)
+        assert not calls
+
+
+class TestOtherModes:
+    def test_text_mode_equals_the_text_model(self, pair):
+        text_model, model = pair
+        # The text model's spare rows are no words; its own generate may choose them.
+        text_model.generation_config.suppress_tokens = [*range(WORDS, 96)]
+        settings = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": None}
+        assert torch.equal(model.generate(words(), **settings), text_model.generate(words(), **settings))
+
+    def test_text_mode_never_writes_visual_tokens(self, model):
+        with torch.no_grad():
+            model.visual_head.weight.mul_(100)
+        written = model.generate(words(), max_new_tokens=60, do_sample=True, temperature=20.0, eos_token_id=None)
+        assert written[:, 9:].max() < WORDS
+
+    @pytest.mark.parametrize("beams", [1, 3])
+    def test_interleaved_images_are_whole(self, model, beams):
+        """Temperatures at which the model opens images everywhere, up to a limit in the middle of one."""
+        torch.manual_seed(0)
+        written = model.generate(
+            words(16),
+            generation_mode="interleaved",
+            max_new_tokens=110,
+            do_sample=True,
+            temperature=1e4,
+            top_k=0,
+            num_beams=beams,
+            eos_token_id=None,
+        )
+        images = 0
+        for row in written.tolist():
+            position = 9
+            while position < len(row):
+                if row[position] == BOI:
+                    check_image(row[: position + NUM_CODES + 2])
+                    position += NUM_CODES + 2
+                    images += 1
+                else:
+                    assert row[position] < BOI
+                    position += 1
+        assert images >= 3
+
+    def test_a_processor_of_the_users_cannot_break_the_grammar(self, model):
+        class LovesWord5(LogitsProcessor):
+            def __call__(self, input_ids, scores):
+                scores[:, 5] = 1e6
+                return scores
+
+        drawn = model.generate(words(), generation_mode="image", logits_processor=[LovesWord5()])
+        check_image(drawn[0].tolist())
+
+    def test_streams_text(self, model):
+        class Streamer:
+            tokens = []
+
+            def put(self, value):
+                self.tokens += value.flatten().tolist()
+
+            def end(self):
+                self.tokens.append("end")
+
+        written = model.generate(words(1), max_new_tokens=5, eos_token_id=None, do_sample=False, streamer=Streamer())
+        assert [*written[0].tolist(), "end"] == Streamer.tokens
+
+
+class TestBadInput:
+    def test_unknown_mode(self, model):
+        with pytest.raises(ValueError, match="generation_mode is 'picture'"):
+            model.generate(words(), generation_mode="picture")
+
+    @pytest.mark.parametrize("limit", [{"max_new_tokens": 20}, {"max_length": 40}], ids=str)
+    def test_an_image_is_not_cut_short(self, model, limit):
+        with pytest.raises(ValueError, match="cut the image short"):
+            model.generate(words(), generation_mode="image", **limit)
+
+    def test_prompt_longer_than_the_context(self, model):
+        with pytest.raises(ValueError, match="exceeds the context of 128"):
+            model.generate(words(1, 128), max_new_tokens=1)
+        with pytest.raises(ValueError, match="exceeds the context of 128"):
+            model.generate(words(1, 110), generation_mode="image")
+        with pytest.raises(ValueError, match="ask for 1 to 28"):
+            model.generate(words(1, 100), max_new_tokens=50)
+
+    def test_guidance_needs_the_empty_prompt_and_an_image(self, model):
+        with pytest.raises(ValueError, match="unconditional_ids"):
+            model.generate(words(), generation_mode="image", token_guidance_scale=2.0)
+        with pytest.raises(ValueError, match="generation_mode='image'"):
+            model.generate(words(), token_guidance_scale=2.0, unconditional_ids=words())
+
+    def test_prompts_that_disagree_about_the_image(self, model):
+        prompts = words()
+        prompts[0, -1] = BOI
+        with pytest.raises(ValueError, match="let all or none"):
+            model.generate(prompts, generation_mode="image")
+
+    def test_no_prompt(self, model):
+        with pytest.raises(ValueError, match="Pass input_ids"):
+            model.generate(generation_config=GenerationConfig(max_new_tokens=3))
