@@ -19,6 +19,7 @@ _MODULE_OF = {
     "SeedForContrastiveLearning": "modeling_seed_heads",
     "SeedForQuantization": "modeling_seed_heads",
     "SeedPipeline": "pipeline_seed",
+    "SeedProcessor": "processing_seed",
     "SeedVectorQuantizer": "quantization_seed",
 }
 __all__ = ["default_model", "register_auto_classes", *_MODULE_OF]
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .modeling_seed import SeedModel, SeedOutput
     from .modeling_seed_heads import SeedForContrastiveLearning, SeedForImageTextPretraining, SeedForQuantization
     from .pipeline_seed import SeedPipeline
+    from .processing_seed import SeedProcessor
     from .quantization_seed import SeedVectorQuantizer
 
 

@@ -1,6 +1,5 @@
 """The diffusers pipeline of SEED: images or codes in, images out, drawn by any Stable Diffusion 1.x UNet and VAE."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +9,21 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput
-from huggingface_hub import snapshot_download
-from huggingface_hub.utils import HFValidationError
 from PIL import Image
 from transformers import AutoTokenizer, CLIPTextModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .image_processing_seed import SeedImageProcessorPil
 from .modeling_seed import SeedModel
-
-IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
-DECODER_FOLDER = "decoder"
-# Holds the pointers to both folders, which may be ids of other repositories, and the settings to draw with.
-POINTER_FILE = "processor_config.json"
+from .repository_seed import (
+    DECODER_FOLDER,
+    IMAGE_TOKENIZER_FOLDER,
+    fetch,
+    read_settings,
+    resolve_decoder,
+    resolve_image_tokenizer,
+    write_settings,
+)
 
 
 @dataclass
@@ -117,7 +118,7 @@ class SeedPipeline(DiffusionPipeline):
             raise TypeError(
                 f"Unknown argument {unknown[0]!r}; see SeedPipeline.from_pretrained. For torch_dtype, say dtype."
             )
-        settings = _read_settings(_fetch(pretrained_model_name_or_path, hub_options, ["*.json"]))
+        settings = read_settings(fetch(pretrained_model_name_or_path, hub_options, ["*.json"]))
         tokenizer_folder = resolve_image_tokenizer(pretrained_model_name_or_path, **hub_options)
         if image_tokenizer is None:
             image_tokenizer = SeedModel.from_pretrained(tokenizer_folder, use_text_branch=False, dtype=dtype)
@@ -166,7 +167,7 @@ class SeedPipeline(DiffusionPipeline):
         self.image_tokenizer.save_pretrained(root / IMAGE_TOKENIZER_FOLDER)
         self.image_processor.save_pretrained(root / IMAGE_TOKENIZER_FOLDER)
         self._stable_diffusion().save_pretrained(root / DECODER_FOLDER, **kwargs)
-        settings = _read_settings(root) | {
+        settings = read_settings(root) | {
             "image_tokenizer": IMAGE_TOKENIZER_FOLDER,
             "decoder": DECODER_FOLDER,
             "guidance_scale": self.config.guidance_scale,
@@ -310,85 +311,6 @@ class SeedPipeline(DiffusionPipeline):
         return pipeline
 
 
-def resolve_image_tokenizer(name: str | Path, **hub_options) -> Path:
-    """
-    The folder of the image tokenizer (weights, image processor, text tokenizer) that a model argument names.
-
-    Args:
-        name: a repository with `image_tokenizer/` or a pointer to it, or the image tokenizer's own folder or Hub id.
-        hub_options: as in [`SeedPipeline.from_pretrained`].
-
-    Raises:
-        FileNotFoundError: the repository has no image tokenizer.
-    """
-    folder = _fetch(name, hub_options, ["*.json"])
-    if _model_type(folder) == "seed":
-        return _fetch(name, hub_options, ["*.json", "*.safetensors", "*.txt"])
-    pointer = _read_settings(folder).get("image_tokenizer", IMAGE_TOKENIZER_FOLDER)
-    return _follow(name, pointer, hub_options, [""])
-
-
-def resolve_decoder(
-    name: str | Path,
-    decoder: str | Path | None = None,
-    parts: tuple[str, ...] = ("unet/", "vae/", "scheduler/", "text_encoder/", "tokenizer/"),
-    **hub_options,
-) -> Path:
-    """
-    The folder of the Stable Diffusion model that a SEED repository draws with.
-
-    Args:
-        name: the SEED repository.
-        decoder: a folder or Hub id to use instead of the one that is named there.
-        parts: the sub-folders that are needed; others are not downloaded.
-        hub_options: as in [`SeedPipeline.from_pretrained`].
-
-    Raises:
-        FileNotFoundError: the repository has no decoder, and none is given.
-    """
-    settings = _read_settings(_fetch(name, hub_options, ["*.json"]))
-    return _follow(name, decoder or settings.get("decoder", DECODER_FOLDER), hub_options, ["model_index.json", *parts])
-
-
-def write_settings(folder: Path, settings: dict) -> None:
-    """Writes `processor_config.json`, all or nothing."""
-    temporary = folder / (POINTER_FILE + ".tmp")
-    temporary.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-    temporary.replace(folder / POINTER_FILE)
-
-
-def _read_settings(folder: Path) -> dict:
-    return _read_json(folder / POINTER_FILE)
-
-
-def _model_type(folder: Path) -> str | None:
-    return _read_json(folder / "config.json").get("model_type")
-
-
-def _read_json(path: Path) -> dict:
-    """A JSON file's content; nothing if there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): download or copy it again.") from error
-
-
-def _fetch(name: str | Path, hub_options: dict, patterns: list[str]) -> Path:
-    """A local folder as it is, or the files of a Hub repository that match `patterns`."""
-    if Path(name).is_dir():
-        return Path(name)
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=patterns, **hub_options))
-    except HFValidationError as error:
-        raise FileNotFoundError(f"{str(name)!r} is no folder here, and no id of a repository on the Hub.") from error
-    except OSError as error:
-        raise OSError(
-            f"{str(name)!r} is no folder here, and no repository of that id could be fetched from the Hub: {error}"
-        ) from error
-
-
 def _load_complete(model_class, folder: Path, dtype: torch.dtype):
     """A model of diffusers; a tensor that its checkpoint lacks is an error, not a warning."""
     if not folder.is_dir():
@@ -406,26 +328,6 @@ def _load_complete(model_class, folder: Path, dtype: torch.dtype):
             f"{missing[:5]}: download or copy it again."
         )
     return model
-
-
-def _follow(root: str | Path, pointer: str | Path, hub_options: dict, parts: list[str]) -> Path:
-    """
-    The folder that a pointer names: inside `root`, a local folder, or another repository.
-
-    Args:
-        parts: the files and folders below it that are needed; "" is all of it.
-    """
-    inside = _fetch(root, hub_options, [f"{pointer}/{part}*" for part in parts]) / pointer
-    if inside.is_dir():
-        return inside
-    if str(pointer) in (IMAGE_TOKENIZER_FOLDER, DECODER_FOLDER):
-        raise FileNotFoundError(
-            f"{str(root)!r} has no folder {str(pointer)!r}. A SEED repository holds image_tokenizer/ and decoder/, or "
-            f"names other repositories for them in {POINTER_FILE}; for an image tokenizer alone, pass decoder=... "
-            "with the folder or Hub id of a Stable Diffusion 1.x model."
-        )
-    elsewhere = {key: value for key, value in hub_options.items() if key != "revision"}  # which is the root's
-    return _fetch(pointer, elsewhere, [f"{part}*" for part in parts])
 
 
 __all__ = ["SeedPipeline", "SeedPipelineOutput", "resolve_decoder", "resolve_image_tokenizer"]

@@ -1,0 +1,512 @@
+"""SEED's processor: words, images and codes to the token ids of a language model, and back."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase
+from transformers.image_utils import make_flat_list_of_images
+from transformers.processing_utils import ProcessorMixin
+
+from .modeling_seed import SeedModel
+from .repository_seed import IMAGE_TOKENIZER_FOLDER, fetch, follow_pointer
+from .sequences_seed import IMAGE_PLACEHOLDER, SeedSequencesMixin
+
+BOI_TOKEN, EOI_TOKEN, CODE_TOKEN = "<img>", "</img>", "<img_{:05d}>"
+# What `processor_config.json` calls the processor's pointers: [`SeedPipeline`] reads the same file.
+_POINTERS = {"image_repository": "image_tokenizer", "decoder_repository": "decoder"}
+_IMAGES_PER_BATCH = 32
+
+# A message's images that come before its words, and the rest. `message.content` is a text or a list of parts.
+_READ_CONTENT = """
+{%- set ns = namespace(images="", body="") -%}
+{%- if message.content is string -%}{%- set ns.body = message.content -%}{%- else -%}
+{%- for part in message.content -%}
+{%- if part.type == "text" -%}{%- set ns.body = ns.body + part.text -%}
+{%- elif ns.body | trim -%}{%- set ns.body = ns.body + "<image>" -%}
+{%- else -%}{%- set ns.images = ns.images + "<image>" -%}{%- endif -%}
+{%- endfor -%}{%- endif -%}"""
+# The paper's prompts as a conversation: words about an image are a question, an image alone asks for its caption.
+QUESTION_CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    + _READ_CONTENT
+    + """
+{%- if message.role == "assistant" -%}
+{%- if ns.images -%}{{- ns.images -}}{%- endif -%}{%- if ns.body | trim -%}{{- " " + ns.body | trim -}}{%- endif -%}
+{{- eos_token -}}
+{%- elif message.role == "system" -%}
+{{- ns.body | trim + "\n" -}}
+{%- else -%}
+{{- ns.images -}}
+{%- if ns.body | trim -%}{{- question_prompt | replace("{}", ns.body | trim) -}}{%- else -%}{{- caption_prompt -}}
+{%- endif -%}
+{%- endif -%}
+{%- endfor -%}
+"""
+)
+# For longer instructions, e.g. after tuning on a set of conversations: the form that LLaVA and Vicuna use.
+INSTRUCTION_CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    + _READ_CONTENT
+    + """
+{%- if message.role == "assistant" -%}
+{{- "ASSISTANT:" + ns.images -}}{%- if ns.body | trim -%}{{- " " + ns.body | trim -}}{%- endif -%}{{- eos_token -}}
+{%- elif message.role == "system" -%}
+{{- ns.body | trim + "\n" -}}
+{%- else -%}
+{{- "USER: " + ns.images + ns.body | trim + " " -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- "ASSISTANT:" -}}{%- endif -%}
+"""
+)
+
+
+class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
+    """
+    Words and any number of images, interleaved, as token ids: `<img>`, the image's codes, `</img>` among the words.
+
+    Only this class maps codes to ids and back. The image tokenizer is loaded when images are first given, from the
+    repository that the processor was loaded from; with `codes` it is not needed.
+
+    Args:
+        image_processor: [`SeedImageProcessor`].
+        tokenizer: of the text model, extended by `extend_tokenizer`.
+        image_repository, decoder_repository: where the image tokenizer and the Stable Diffusion decoder lie: a folder
+            relative to the processor's, or a Hub id. In `processor_config.json` they are called `image_tokenizer` and
+            `decoder`, and [`SeedPipeline`] reads them, too. None keeps what a saved file says, or else the default.
+        num_codes, codebook_size: of the image tokenizer.
+        image_tokenizer_hash: [`SeedModel.codes_hash`] of the image tokenizer that the language model was trained with;
+            another one is refused. None allows any.
+        caption_prompt, question_prompt, drawing_prompt: of the paper (section 4); the trained model knows no others.
+        guidance_scale, num_inference_steps: of the diffusion; token_guidance_scale: of the language model, when
+            drawing. None keeps what a saved file says, or else the pipeline's default.
+        chat_template: a Jinja template, or several by name; QUESTION_CHAT_TEMPLATE as "default" and
+            INSTRUCTION_CHAT_TEMPLATE as "instruction" if None.
+
+    Raises:
+        ValueError: the tokenizer's visual tokens are missing or not contiguous.
+    """
+
+    image_token = IMAGE_PLACEHOLDER
+
+    def __init__(
+        self,
+        image_processor,
+        tokenizer: PreTrainedTokenizerBase,
+        image_repository: str | None = None,
+        decoder_repository: str | None = None,
+        num_codes: int = 32,
+        codebook_size: int = 8192,
+        image_tokenizer_hash: str | None = None,
+        caption_prompt: str = "A photo of",
+        question_prompt: str = "Question: {} Short answer",
+        drawing_prompt: str = "Generate an image",
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+        token_guidance_scale: float | None = None,
+        chat_template: str | dict[str, str] | None = None,
+    ):
+        if "{}" not in question_prompt:
+            raise ValueError(f"question_prompt is {question_prompt!r}; expected a text with {{}} for the question.")
+        if chat_template is None:
+            chat_template = {"default": QUESTION_CHAT_TEMPLATE, "instruction": INSTRUCTION_CHAT_TEMPLATE}
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.boi_token_id = _check_visual_tokens(tokenizer, codebook_size)
+        self.eoi_token_id = self.boi_token_id + 1
+        self.first_code_token_id = self.boi_token_id + 2
+        self.image_repository = image_repository
+        self.decoder_repository = decoder_repository
+        self.num_codes = num_codes
+        self.codebook_size = codebook_size
+        self.image_tokenizer_hash = image_tokenizer_hash
+        self.caption_prompt = caption_prompt
+        self.question_prompt = question_prompt
+        self.drawing_prompt = drawing_prompt
+        self.guidance_scale = guidance_scale
+        self.num_inference_steps = num_inference_steps
+        self.token_guidance_scale = token_guidance_scale
+        self.name_or_path: str | None = None
+        self._hub_options: dict = {}
+        self._image_tokenizer: SeedModel | None = None
+
+    @staticmethod
+    def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> PreTrainedTokenizerBase:
+        """
+        Adds `<img>`, `</img>` and a token per code after the text vocabulary, in place; nothing if they are there.
+
+        Raises:
+            ValueError: the tokenizer has some of them already, elsewhere.
+        """
+        # Not special: "special" tokens vanish when text is decoded, and with them the images.
+        tokens = [AddedToken(token, special=False, normalized=False) for token in _visual_tokens(codebook_size)]
+        tokenizer.add_tokens(tokens)
+        _check_visual_tokens(tokenizer, codebook_size)
+        return tokenizer
+
+    # Loading and saving ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """The parts that transformers saves and loads; it would count every argument named after a tokenizer, too."""
+        return ["image_processor", "tokenizer"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers; remembers where from, so that the image tokenizer can be found later."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        processor = loaded[0] if isinstance(loaded, tuple) else loaded
+        processor.name_or_path = str(pretrained_model_name_or_path)
+        names = ("revision", "token", "cache_dir", "local_files_only")
+        processor._hub_options = {name: kwargs[name] for name in names if kwargs.get(name)}
+        return loaded
+
+    @classmethod
+    def from_args_and_dict(cls, args, processor_dict: dict, **kwargs):
+        processor_dict = dict(processor_dict)
+        for argument, key in _POINTERS.items():
+            if key in processor_dict:
+                processor_dict[argument] = processor_dict.pop(key)
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
+
+    def to_dict(self) -> dict:
+        model, self._image_tokenizer = self._image_tokenizer, None  # transformers copies all attributes deeply
+        try:
+            values = super().to_dict()
+        finally:
+            self._image_tokenizer = model
+        for argument, key in _POINTERS.items():
+            values[key] = values.pop(argument, None)
+        return {name: value for name, value in values.items() if value is not None}
+
+    def to_json_file(self, json_file_path) -> None:
+        """Writes `processor_config.json`, all or nothing, and keeps in it what only [`SeedPipeline`] has set."""
+        path = Path(json_file_path)
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(json.dumps(kept | self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+    # The image tokenizer ---------------------------------------------------------------------------------------------
+
+    def set_image_tokenizer(self, model: SeedModel) -> None:
+        """
+        Gives the processor a loaded image tokenizer, on any device, to share it.
+
+        Raises:
+            ValueError: its codes are not those that the processor was made for.
+        """
+        if not model.config.use_code_branch:
+            raise ValueError("This image tokenizer has no codebook (use_code_branch is false); load a finished one.")
+        found = (model.config.num_codes, model.config.codebook_size)
+        if found != (self.num_codes, self.codebook_size):
+            raise ValueError(
+                f"The image tokenizer makes {found[0]} codes out of {found[1]}, the processor expects {self.num_codes} "
+                f"out of {self.codebook_size}: they were not made for each other."
+            )
+        if self.image_tokenizer_hash is not None and (own := model.codes_hash()) != self.image_tokenizer_hash:
+            raise ValueError(
+                f"The image tokenizer's weights have the hash {own[:12]}..., but this processor's language model was "
+                f"trained with {self.image_tokenizer_hash[:12]}...: the same codes mean other things to it. Use the "
+                "image tokenizer of its repository, or train the language model on the codes of this one."
+            )
+        self._image_tokenizer = model.eval()
+
+    def load_image_tokenizer(self) -> SeedModel:
+        """
+        The image tokenizer, loaded in float32 when first asked for.
+
+        Raises:
+            ValueError: it cannot be told where it lies, or it has other codes (see `set_image_tokenizer`).
+            FileNotFoundError, OSError: it is not there.
+        """
+        if self._image_tokenizer is None:
+            pointer = self.image_repository or IMAGE_TOKENIZER_FOLDER
+            if self.name_or_path is not None:
+                folder = follow_pointer(self.name_or_path, pointer, self._hub_options, [""])
+            elif pointer != IMAGE_TOKENIZER_FOLDER:
+                folder = fetch(pointer, self._hub_options, ["*.json", "*.safetensors"])
+            else:
+                raise ValueError(
+                    "This processor was not loaded from a repository, so it does not know its image tokenizer: call "
+                    "set_image_tokenizer(SeedModel.from_pretrained(...)), or pass codes instead of images."
+                )
+            self.set_image_tokenizer(SeedModel.from_pretrained(folder, use_text_branch=False, dtype=torch.float32))
+        return self._image_tokenizer
+
+    @torch.no_grad()
+    def tokenize_images(self, images, **images_kwargs) -> torch.LongTensor:
+        """
+        Codes of images, `(images, num_codes)`.
+
+        Args:
+            images: an image (PIL, array, tensor, path or address), or lists of them.
+            images_kwargs: of the image processor.
+        """
+        images = make_flat_list_of_images(self.image_processor.fetch_images(_paths_as_text(images)))
+        model, codes = self.load_image_tokenizer(), []
+        for start in range(0, len(images), _IMAGES_PER_BATCH):
+            batch = self.image_processor(
+                images[start : start + _IMAGES_PER_BATCH], return_tensors="pt", **images_kwargs
+            )
+            codes.append(model.get_image_tokens(batch["pixel_values"].to(model.device)).cpu())
+        return torch.cat(codes)
+
+    # Words and images in ---------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        text: str | Sequence[str] | None = None,
+        images=None,
+        codes=None,
+        return_tensors: str | None = "pt",
+        padding: bool | str = True,
+        padding_side: str = "left",
+        max_length: int | None = None,
+        add_special_tokens: bool = True,
+        images_kwargs: dict | None = None,
+        text_kwargs: dict | None = None,
+        **unsupported,
+    ) -> BatchFeature:
+        """
+        Token ids of words and images: each `<image>` in a text becomes `<img> codes </img>` of the next image.
+
+        Args:
+            text: one text or a list of them; None for one `<image>` per image.
+            images: one image, a list for all texts in order, or a list per text; PIL, arrays, tensors, paths,
+                addresses.
+            codes: `(images, num_codes)`, or lists of them as of images, instead of `images`.
+            return_tensors: "pt", "np", or None for lists.
+            padding: True pads to the longest text, "max_length" to `max_length`, False not at all.
+            padding_side: "left", for generation, or "right".
+            max_length: longer sequences are an error; the model's context, for example. Nothing is truncated, because
+                half an image is none.
+            add_special_tokens: put SOS before the first word (after images that come before it).
+            images_kwargs: for the image processor. text_kwargs: the arguments above that concern text, as
+                transformers' pipelines pass them.
+
+        Returns:
+            `input_ids` and `attention_mask`, `(batch, length)`.
+
+        Raises:
+            ValueError: placeholders and images disagree; codes of another shape or range; visual tokens in the text
+                that form no whole image; a text that is too long; `truncation`.
+            TypeError: an unknown argument.
+        """
+        if text_kwargs:
+            return self(text, images, codes, images_kwargs=images_kwargs, **unsupported | text_kwargs)
+        _refuse(unsupported)
+        rows = self._codes_or_images(codes, images, **(images_kwargs or {}))
+        if text is None:
+            if not len(rows):
+                raise ValueError("Pass text, images or codes.")
+            text = [IMAGE_PLACEHOLDER] * len(rows)
+        texts = [text] if isinstance(text, str) else list(text)
+        if not all(isinstance(sample, str) for sample in texts):
+            raise TypeError("text is expected to be a text or a list of texts.")
+        _check_placeholders(texts, codes if images is None else images, len(rows))
+        image_ids = iter([self.image_ids(row) for row in rows])
+        sequences = []
+        for sample in texts:
+            ids = self._fill(sample, image_ids)
+            opens = ids[-1:] == [self.boi_token_id]
+            self.split_images(ids[:-1] if opens else ids)  # raises where visual tokens in the text form no image
+            if add_special_tokens and (place := self._sos_place(ids)) is not None:
+                ids.insert(place, self._sos_token_id)
+            sequences.append(ids)
+        return self._pad(sequences, padding, padding_side, max_length, return_tensors)
+
+    def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
+        """
+        As in transformers. Templates may use `caption_prompt` and `question_prompt` beside its own variables.
+
+        Two come with the processor. "default" speaks the paper's prompts: words about an image are a question, an
+        image alone asks for its caption. "instruction" is `USER: ... ASSISTANT: ...`, for models tuned on that.
+        """
+        named = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        template = named.get(chat_template or "default", chat_template) or ""
+        prompts = {"caption_prompt": self.caption_prompt, "question_prompt": self.question_prompt}
+        prompts = {name: value for name, value in prompts.items() if name in template}
+        return super().apply_chat_template(conversation, chat_template=chat_template, **prompts | kwargs)
+
+    # Words and images out --------------------------------------------------------------------------------------------
+
+    def post_process_multimodal_output(
+        self,
+        generated_outputs,
+        skip_special_tokens: bool = True,
+        generation_mode: str | None = "interleaved",
+        allow_incomplete: bool = False,
+        **decode_kwargs,
+    ) -> list:
+        """
+        What a model has written.
+
+        Args:
+            generated_outputs: ids, `(batch, length)`, `(length,)` or lists; with or without the prompt.
+            skip_special_tokens: leave out SOS, EOS and padding.
+            generation_mode: "interleaved" gives a list per row, of texts (without space around them) and codes
+                `(num_codes,)`, in order. "text" or None gives a text per row, without its images, as transformers'
+                pipelines expect. "image" gives the codes of each row's last image, `(batch, num_codes)`.
+            allow_incomplete: give the codes of an image that was cut short, fewer than `num_codes`, instead of raising.
+            decode_kwargs: of the tokenizer's `decode`.
+
+        Raises:
+            ValueError: an image that is cut short or misplaced; no image in mode "image"; an unknown mode.
+        """
+        rows = _rows(generated_outputs)
+        decode_kwargs["skip_special_tokens"] = skip_special_tokens
+        if generation_mode in (None, "text"):
+            words = [[token for token in row if token < self.boi_token_id] for row in rows]
+            return [self.tokenizer.decode(row, **decode_kwargs) for row in words]
+        if generation_mode not in ("interleaved", "image"):
+            raise ValueError(f"generation_mode is {generation_mode!r}; expected 'text', 'image' or 'interleaved'.")
+        parts = [self.split_images(row, allow_incomplete) for row in rows]
+        if generation_mode == "image":
+            images = [[part for kind, part in row if kind == "image"] for row in parts]
+            if not all(images):
+                raise ValueError(f"Row {[bool(found) for found in images].index(False)} has no image.")
+            return torch.tensor([found[-1] for found in images])
+        return [self._decode_parts(row, decode_kwargs) for row in parts]
+
+    def post_process_image_text_to_text(
+        self, generated_outputs, skip_special_tokens: bool = True, **kwargs
+    ) -> list[str]:
+        """A text per row, without its images: what transformers' pipeline "image-text-to-text" asks for."""
+        return self.post_process_multimodal_output(generated_outputs, skip_special_tokens, None, **kwargs)
+
+    def _decode_parts(self, parts: list[tuple[str, list[int]]], decode_kwargs: dict) -> list:
+        decoded = []
+        for kind, content in parts:
+            if kind == "image":
+                decoded.append(torch.tensor(content, dtype=torch.long))
+            elif words := self.tokenizer.decode(content, **decode_kwargs).strip():
+                decoded.append(words)
+        return decoded
+
+    # Parts -----------------------------------------------------------------------------------------------------------
+
+    def _codes_or_images(self, codes, images, **images_kwargs) -> torch.LongTensor | list:
+        """Codes of all images, in order, `(images, num_codes)`."""
+        if codes is not None and images is not None:
+            raise ValueError("Pass either images or codes, not both.")
+        if codes is not None:
+            return _flatten_codes(codes)
+        return [] if images is None else self.tokenize_images(images, **images_kwargs)
+
+    def _pad(
+        self,
+        sequences: list[list[int]],
+        padding: bool | str = True,
+        side: str = "left",
+        max_length: int | None = None,
+        return_tensors: str | None = "pt",
+    ) -> BatchFeature:
+        lengths = [len(ids) for ids in sequences]
+        if max_length is not None and max(lengths) > max_length:
+            raise ValueError(
+                f"Text {lengths.index(max(lengths))} has {max(lengths)} tokens with its images, more than the "
+                f"{max_length} that fit; shorten it, or give it fewer images ({self.num_codes + 2} tokens each)."
+            )
+        if padding not in (True, False, "longest", "max_length", "do_not_pad", None) or side not in ("left", "right"):
+            raise ValueError(f"padding is {padding!r} on side {side!r}; expected True, 'max_length' or False.")
+        if padding == "max_length" and max_length is None:
+            raise ValueError("padding='max_length' needs max_length.")
+        width = max_length if padding == "max_length" else max(lengths)
+        if padding in (False, "do_not_pad", None):
+            if return_tensors is not None and len(set(lengths)) > 1:
+                raise ValueError(f"Texts of {lengths} tokens make no tensor; pass padding=True or return_tensors=None.")
+            width = 0
+        pad = self.tokenizer.pad_token_id
+        pad = self._eos_token_id if pad is None else pad
+        ids, masks = [], []
+        for sequence in sequences:
+            gap = max(width - len(sequence), 0)
+            filler, mask = [pad] * gap, [1] * len(sequence)
+            ids.append(filler + sequence if side == "left" else sequence + filler)
+            masks.append([0] * gap + mask if side == "left" else mask + [0] * gap)
+        return BatchFeature({"input_ids": ids, "attention_mask": masks}, tensor_type=return_tensors)
+
+
+def _visual_tokens(codebook_size: int) -> list[str]:
+    return [BOI_TOKEN, EOI_TOKEN, *(CODE_TOKEN.format(code) for code in range(codebook_size))]
+
+
+def _check_visual_tokens(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> int:
+    """The id of `<img>`, if `</img>` and the codes follow it without a gap and nothing follows them."""
+    vocabulary = tokenizer.get_vocab()
+    first = len(tokenizer) - codebook_size - 2
+    for place, token in enumerate(_visual_tokens(codebook_size)):
+        found = vocabulary.get(token)
+        if found is None:
+            raise ValueError(
+                f"The tokenizer has no token {token}; a codebook of {codebook_size} codes needs <img>, </img> and "
+                f"{CODE_TOKEN.format(0)} ... {CODE_TOKEN.format(codebook_size - 1)}: call "
+                "SeedProcessor.extend_tokenizer(tokenizer, codebook_size)."
+            )
+        if found != first + place:
+            raise ValueError(
+                f"The tokenizer's {token} has the id {found}; expected {first + place}: of {len(tokenizer)} ids, the "
+                f"last {codebook_size + 2} must be <img>, </img> and the {codebook_size} codes, in order. Extend the "
+                "text model's own tokenizer afresh, with the image tokenizer's codebook_size."
+            )
+    return first
+
+
+def _check_placeholders(texts: list[str], images, num_images: int) -> None:
+    wanted = [sample.count(IMAGE_PLACEHOLDER) for sample in texts]
+    if sum(wanted) != num_images:
+        raise ValueError(
+            f"The text has {sum(wanted)} {IMAGE_PLACEHOLDER} placeholders for {num_images} images (or their codes); "
+            "write one placeholder where each image belongs."
+        )
+    # A list per text says which images belong to which.
+    if isinstance(images, (list, tuple)) and images and all(_holds_images(group) for group in images):
+        given = [len(group) for group in images]
+        if given != wanted:
+            raise ValueError(
+                f"The texts have {wanted} {IMAGE_PLACEHOLDER} placeholders, but {given} images (or codes of images)."
+            )
+
+
+def _holds_images(group) -> bool:
+    """Whether this is a list of images or of codes, not one image's codes or pixels."""
+    if isinstance(group, torch.Tensor):
+        return group.dim() == 2 and not group.is_floating_point()
+    return isinstance(group, (list, tuple)) and not all(isinstance(item, int) for item in group)
+
+
+def _flatten_codes(codes) -> list:
+    """One entry per image, from a tensor or array, or lists of any depth; what each holds is checked later."""
+    if hasattr(codes, "ndim"):
+        return [codes] if codes.ndim == 1 else list(codes.reshape(-1, codes.shape[-1]))
+    if not isinstance(codes, (list, tuple)):
+        raise TypeError(f"codes are a {type(codes).__name__}; expected integers, (images, num_codes).")
+    if codes and not hasattr(codes[0], "__len__"):
+        return [codes]
+    return [row for part in codes for row in _flatten_codes(part)]
+
+
+def _paths_as_text(images):
+    if isinstance(images, (list, tuple)):
+        return [_paths_as_text(image) for image in images]
+    return str(images) if isinstance(images, Path) else images
+
+
+def _rows(ids) -> list[list[int]]:
+    ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    if ids and not isinstance(ids[0], (list, tuple)) and not hasattr(ids[0], "tolist"):
+        ids = [ids]
+    return [row.tolist() if hasattr(row, "tolist") else list(row) for row in ids]
+
+
+def _refuse(unsupported: dict) -> None:
+    given = {name: value for name, value in unsupported.items() if value not in (None, False)}
+    if "truncation" in given:
+        raise ValueError("Truncation would cut images in two; shorten the text instead.")
+    if given:
+        raise TypeError(f"Unknown argument {sorted(given)[0]!r}; see SeedProcessor.__call__.")
+
+
+__all__ = ["INSTRUCTION_CHAT_TEMPLATE", "QUESTION_CHAT_TEMPLATE", "SeedProcessor"]

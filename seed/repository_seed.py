@@ -1,0 +1,117 @@
+"""Where the parts of a SEED repository lie: folders beside the checkpoint, or pointers to other repositories."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.utils import HFValidationError
+
+IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
+DECODER_FOLDER = "decoder"
+# Holds the pointers to both folders, which may be ids of other repositories, and the settings to draw with; in a
+# repository with a language model also everything else that SeedProcessor stores.
+POINTER_FILE = "processor_config.json"
+
+
+def resolve_image_tokenizer(name: str | Path, **hub_options) -> Path:
+    """
+    The folder of the image tokenizer (weights, image processor, text tokenizer) that a model argument names.
+
+    Args:
+        name: a repository with `image_tokenizer/` or a pointer to it, or the image tokenizer's own folder or Hub id.
+        hub_options: as in [`SeedPipeline.from_pretrained`].
+
+    Raises:
+        FileNotFoundError: the repository has no image tokenizer.
+    """
+    folder = fetch(name, hub_options, ["*.json"])
+    if _model_type(folder) == "seed":
+        return fetch(name, hub_options, ["*.json", "*.safetensors", "*.txt"])
+    pointer = read_settings(folder).get("image_tokenizer", IMAGE_TOKENIZER_FOLDER)
+    return follow_pointer(name, pointer, hub_options, [""])
+
+
+def resolve_decoder(
+    name: str | Path,
+    decoder: str | Path | None = None,
+    parts: tuple[str, ...] = ("unet/", "vae/", "scheduler/", "text_encoder/", "tokenizer/"),
+    **hub_options,
+) -> Path:
+    """
+    The folder of the Stable Diffusion model that a SEED repository draws with.
+
+    Args:
+        name: the SEED repository.
+        decoder: a folder or Hub id to use instead of the one that is named there.
+        parts: the sub-folders that are needed; others are not downloaded.
+        hub_options: as in [`SeedPipeline.from_pretrained`].
+
+    Raises:
+        FileNotFoundError: the repository has no decoder, and none is given.
+    """
+    settings = read_settings(fetch(name, hub_options, ["*.json"]))
+    return follow_pointer(
+        name, decoder or settings.get("decoder", DECODER_FOLDER), hub_options, ["model_index.json", *parts]
+    )
+
+
+def write_settings(folder: Path, settings: dict) -> None:
+    """Writes `processor_config.json`, all or nothing."""
+    temporary = folder / (POINTER_FILE + ".tmp")
+    temporary.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    temporary.replace(folder / POINTER_FILE)
+
+
+def read_settings(folder: Path) -> dict:
+    return _read_json(folder / POINTER_FILE)
+
+
+def _model_type(folder: Path) -> str | None:
+    return _read_json(folder / "config.json").get("model_type")
+
+
+def _read_json(path: Path) -> dict:
+    """A JSON file's content; nothing if there is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): download or copy it again.") from error
+
+
+def fetch(name: str | Path, hub_options: dict, patterns: list[str]) -> Path:
+    """A local folder as it is, or the files of a Hub repository that match `patterns`."""
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=patterns, **hub_options))
+    except HFValidationError as error:
+        raise FileNotFoundError(f"{str(name)!r} is no folder here, and no id of a repository on the Hub.") from error
+    except OSError as error:
+        raise OSError(
+            f"{str(name)!r} is no folder here, and no repository of that id could be fetched from the Hub: {error}"
+        ) from error
+
+
+def follow_pointer(root: str | Path, pointer: str | Path, hub_options: dict, parts: list[str]) -> Path:
+    """
+    The folder that a pointer names: inside `root`, a local folder, or another repository.
+
+    Args:
+        parts: the files and folders below it that are needed; "" is all of it.
+    """
+    inside = fetch(root, hub_options, [f"{pointer}/{part}*" for part in parts]) / pointer
+    if inside.is_dir():
+        return inside
+    if str(pointer) in (IMAGE_TOKENIZER_FOLDER, DECODER_FOLDER):
+        raise FileNotFoundError(
+            f"{str(root)!r} has no folder {str(pointer)!r}. A SEED repository holds image_tokenizer/ and decoder/, or "
+            f"names other repositories for them in {POINTER_FILE}; for an image tokenizer alone, pass decoder=... "
+            "with the folder or Hub id of a Stable Diffusion 1.x model."
+        )
+    elsewhere = {key: value for key, value in hub_options.items() if key != "revision"}  # which is the root's
+    return fetch(pointer, elsewhere, [f"{part}*" for part in parts])
+
+
+__all__ = ["fetch", "follow_pointer", "read_settings", "resolve_decoder", "resolve_image_tokenizer", "write_settings"]

@@ -1,0 +1,317 @@
+"""
+The sequences of SEED's language models, as token ids: what they are trained on, and the prompts they answer.
+
+After the paper's Figure 4, with the tokenizer's SOS and EOS (both are `</s>` in OPT):
+
+    image to text   <img> codes </img> </s>A photo of CAPTION</s>
+    question        <img> codes </img> </s>Question: Q Short answer A</s>
+    text to image   </s>Generate an image CAPTION</s><img> codes </img>
+    document        words and images as they come, then </s>
+
+One rule places SOS everywhere: once per sequence, before its first word. Words are encoded in one way for training and
+for generation (the prompt, then the answer with a space before it), so a prompt's ids begin the example's ids.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import BatchFeature
+
+# No loss at this position; what PyTorch's cross-entropy and transformers ignore.
+IGNORED = -100
+# Stands for an image in text.
+IMAGE_PLACEHOLDER = "<image>"
+
+
+class SeedSequencesMixin:
+    """
+    The part of [`SeedProcessor`] that makes sequences from words and codes. It needs no image tokenizer.
+
+    Examples are `{"input_ids": list[int], "labels": list[int]}`, unpadded; labels are aligned with the ids (the model
+    shifts them) and -100 where there is no loss. `codes` of one image are a list, an array or a tensor `(num_codes,)`.
+    """
+
+    # Codes and ids ---------------------------------------------------------------------------------------------------
+
+    def codes_to_ids(self, codes: torch.LongTensor) -> torch.LongTensor:
+        """
+        Codes to token ids, of any shape.
+
+        Raises:
+            TypeError, ValueError: codes of another dtype, or outside 0 .. codebook_size - 1.
+        """
+        codes = _integers(codes, "codes")
+        _check_range(codes, 0, self.codebook_size, "Code", f"this codebook has codes 0 .. {self.codebook_size - 1}")
+        return codes + self.first_code_token_id
+
+    def ids_to_codes(self, ids: torch.LongTensor) -> torch.LongTensor:
+        """
+        Token ids to codes, of any shape.
+
+        Raises:
+            TypeError, ValueError: ids of another dtype, or that are not codes.
+        """
+        ids, first = _integers(ids, "ids"), self.first_code_token_id
+        last = first + self.codebook_size - 1
+        _check_range(ids, first, last + 1, "Token id", f"codes have the ids {first} .. {last}")
+        return ids - first
+
+    def image_ids(self, codes) -> list[int]:
+        """`<img> codes </img>` of one image; codes: `(num_codes,)`."""
+        codes = _integers(codes, "codes")
+        if codes.shape != (self.num_codes,):
+            raise ValueError(f"codes of one image have shape {tuple(codes.shape)}; expected ({self.num_codes},).")
+        return [self.boi_token_id, *self.codes_to_ids(codes).tolist(), self.eoi_token_id]
+
+    def encode_words(self, text: str) -> list[int]:
+        """Ids of words only; a text that spells visual tokens is refused, because it would forge an image."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if ids and max(ids) >= self.boi_token_id:
+            raise ValueError(
+                f"The text {_shorten(text)!r} spells visual tokens such as '<img>' or '<img_00000>'. Remove them, or "
+                "give the image as codes."
+            )
+        return ids
+
+    def split_images(self, ids: Sequence[int], allow_incomplete: bool = False) -> list[tuple[str, list[int]]]:
+        """
+        Token ids as `("words", ids)` and `("image", codes)`, in order.
+
+        A sequence that begins with a code continues a prompt that ended with `<img>`.
+
+        Raises:
+            ValueError: an image that is cut short (unless `allow_incomplete`), or visual tokens out of place.
+        """
+        boi, eoi, first = self.boi_token_id, self.eoi_token_id, self.first_code_token_id
+        parts, position, ids = [], 0, [int(token) for token in ids]
+        while position < len(ids):
+            start = position
+            if ids[start] < boi:
+                while position < len(ids) and ids[position] < boi:
+                    position += 1
+                parts.append(("words", ids[start:position]))
+                continue
+            if ids[start] == eoi or (ids[start] >= first and start > 0):
+                name = "</img>" if ids[start] == eoi else f"code {ids[start] - first}"
+                raise ValueError(f"Token {start} is {name} outside of an image: was the sequence cut at its beginning?")
+            position += ids[start] == boi
+            codes_start = position
+            while position < len(ids) and ids[position] >= first:
+                position += 1
+            codes = [token - first for token in ids[codes_start:position]]
+            closed = position < len(ids) and ids[position] == eoi
+            # Of an image at the very end </img> may be missing: it says nothing new.
+            whole = len(codes) == self.num_codes and (closed or position == len(ids))
+            if not whole and not allow_incomplete:
+                raise ValueError(
+                    f"The image at token {start} is cut short: it has {len(codes)} of {self.num_codes} codes. Generate "
+                    "with a larger max_new_tokens, or pass allow_incomplete=True to get what there is."
+                    if len(codes) <= self.num_codes
+                    else f"The image at token {start} has {len(codes)} codes; expected {self.num_codes}."
+                )
+            parts.append(("image", codes))
+            position += closed
+        return parts
+
+    # Training --------------------------------------------------------------------------------------------------------
+
+    def caption_example(self, codes, caption: str) -> dict[str, list[int]]:
+        """Image to text: loss on the caption and EOS."""
+        prompt = self._caption_prompt(codes)
+        return self._example((prompt, False), (self._answer(caption, "caption"), True))
+
+    def drawing_example(self, caption: str, codes) -> dict[str, list[int]]:
+        """Text to image: loss on the codes and `</img>`. An empty caption gives the unconditional sequence."""
+        prompt = self._drawing_prompt(caption)
+        return self._example((prompt, False), (self.image_ids(codes)[1:], True))  # the prompt ends with <img>
+
+    def question_example(self, codes, question: str, answer: str) -> dict[str, list[int]]:
+        """Question about an image: loss on the answer and EOS."""
+        prompt = self._question_prompt(codes, question)
+        return self._example((prompt, False), (self._answer(answer, "answer"), True))
+
+    def document_example(self, segments: Sequence) -> dict[str, list[int]]:
+        """
+        An interleaved document: loss on everything but SOS.
+
+        Args:
+            segments: texts and codes of images, `(num_codes,)` each, in any order. Texts are encoded as they are.
+        """
+        if not segments:
+            raise ValueError("A document needs at least one segment, a text or the codes of an image.")
+        ids = []
+        for segment in segments:
+            ids += self.encode_words(segment) if isinstance(segment, str) else self.image_ids(segment)
+        return self._example((ids, True), ([self._eos_token_id], True), add_sos=True)
+
+    def instruction_example(self, messages: Sequence[dict], chat_template: str | None = None) -> dict[str, list[int]]:
+        """
+        A conversation: loss on the assistant's turns (up to EOS).
+
+        Args:
+            messages: `{"role": "user" | "assistant" | "system", "content": ...}`; the content is a text, or a list of
+                `{"type": "text", "text": ...}` and `{"type": "image", "codes": ...}`. Ends with the assistant.
+            chat_template: as of `apply_chat_template`, which makes the prompts at generation.
+
+        Raises:
+            ValueError: no turn of the assistant or none at the end; an image without codes; a template in which a
+                longer conversation does not begin like a shorter one.
+        """
+        messages = list(messages)
+        if not messages or messages[-1].get("role") != "assistant" or messages[0].get("role") == "assistant":
+            roles = [message.get("role") for message in messages]
+            raise ValueError(
+                f"The conversation's roles are {roles}; it must begin with 'user' and end with 'assistant'."
+            )
+        images = iter([self.image_ids(codes) for codes in _codes_of(messages)])
+        parts, done = [], ""
+        for turn, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self._render(messages[:turn], chat_template, add_generation_prompt=True)
+            whole = self._render(messages[: turn + 1], chat_template, add_generation_prompt=False)
+            if not (prompt.startswith(done) and whole.startswith(prompt)):
+                raise ValueError(
+                    "This chat template does not let a conversation begin like a shorter one, so the assistant's "
+                    "words cannot be told from the rest."
+                )
+            parts.append((self._fill(prompt[len(done) :], images), False))
+            parts.append((self._fill(whole[len(prompt) :], images), True))
+            done = whole
+        if next(images, None) is not None:
+            raise ValueError("The chat template leaves out images of this conversation.")
+        return self._example(*parts, add_sos=True)
+
+    # Generation ------------------------------------------------------------------------------------------------------
+
+    def caption_prompts(self, images=None, codes=None) -> BatchFeature:
+        """
+        Prompts that ask for captions: `input_ids` and `attention_mask`, `(batch, length)`, padded on the left.
+
+        Args:
+            images: one or more images; or
+            codes: `(batch, num_codes)`.
+        """
+        return self._pad([self._caption_prompt(row) for row in self._codes_or_images(codes, images)])
+
+    def question_prompts(self, questions: str | Sequence[str], images=None, codes=None) -> BatchFeature:
+        """
+        Prompts that ask questions about images, one each; as `caption_prompts`.
+
+        Raises:
+            ValueError: as many questions as images are needed.
+        """
+        questions = [questions] if isinstance(questions, str) else list(questions)
+        rows = self._codes_or_images(codes, images)
+        if len(rows) != len(questions):
+            raise ValueError(f"Got {len(questions)} questions for {len(rows)} images; expected one for each image.")
+        return self._pad([self._question_prompt(row, question) for row, question in zip(rows, questions)])
+
+    def drawing_prompts(self, texts: str | Sequence[str]) -> BatchFeature:
+        """Prompts that ask for drawings; they end with `<img>`. As `caption_prompts`."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        return self._pad([self._drawing_prompt(text) for text in texts])
+
+    def unconditional_prompt(self) -> torch.LongTensor:
+        """`(1, length)`: the drawing prompt without a caption, for guidance on tokens."""
+        return torch.tensor([self._drawing_prompt("")])
+
+    # Parts -----------------------------------------------------------------------------------------------------------
+
+    def _caption_prompt(self, codes) -> list[int]:
+        return [*self.image_ids(codes), self._sos_token_id, *self.encode_words(self.caption_prompt)]
+
+    def _question_prompt(self, codes, question: str) -> list[int]:
+        words = self.question_prompt.replace("{}", _require_text(question, "question"))
+        return [*self.image_ids(codes), self._sos_token_id, *self.encode_words(words)]
+
+    def _drawing_prompt(self, caption: str) -> list[int]:
+        if not isinstance(caption, str):
+            raise TypeError(f"The caption is a {type(caption).__name__}; expected a text.")
+        words = self.encode_words(self.drawing_prompt)
+        if caption.strip():
+            words += self.encode_words(" " + caption.strip())
+        return [self._sos_token_id, *words, self._eos_token_id, self.boi_token_id]
+
+    def _answer(self, text: str, name: str) -> list[int]:
+        return [*self.encode_words(" " + _require_text(text, name)), self._eos_token_id]
+
+    def _example(self, *parts: tuple[list[int], bool], add_sos: bool = False) -> dict[str, list[int]]:
+        """Joins ids, each part with or without loss."""
+        ids = [token for part, _ in parts for token in part]
+        labels = [token if learnt else IGNORED for part, learnt in parts for token in part]
+        if add_sos and (place := self._sos_place(ids)) is not None:
+            ids.insert(place, self._sos_token_id)
+            labels.insert(place, IGNORED)
+        return {"input_ids": ids, "labels": labels}
+
+    def _sos_place(self, ids: list[int]) -> int | None:
+        """Where SOS belongs: before the first word, or where words would come; None if it is there already."""
+        end = len(ids) - 1 if ids and ids[-1] == self.boi_token_id else len(ids)
+        place = next((place for place, token in enumerate(ids) if token < self.boi_token_id), end)
+        return None if place < len(ids) and ids[place] == self._sos_token_id else place
+
+    def _fill(self, text: str, images) -> list[int]:
+        """Ids of a text in which placeholders stand for images; takes as many from `images`, which are ids."""
+        words = text.split(IMAGE_PLACEHOLDER)
+        ids = self.tokenizer.encode(words[0], add_special_tokens=False) if words[0] else []
+        for piece in words[1:]:
+            if (image := next(images, None)) is None:
+                raise ValueError(f"The text has more {IMAGE_PLACEHOLDER} placeholders than there are images.")
+            ids += image
+            ids += self.tokenizer.encode(piece, add_special_tokens=False) if piece else []
+        return ids
+
+    def _render(self, messages: list[dict], chat_template: str | None, add_generation_prompt: bool) -> str:
+        return self.apply_chat_template(
+            messages, chat_template=chat_template, add_generation_prompt=add_generation_prompt, tokenize=False
+        )
+
+    @property
+    def _eos_token_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def _sos_token_id(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return self.tokenizer.eos_token_id if bos is None else bos
+
+
+def _codes_of(messages: list[dict]) -> list:
+    """Codes of a conversation's images, in order."""
+    found = []
+    for message in messages:
+        content = message.get("content")
+        for part in content if isinstance(content, (list, tuple)) else ():
+            if part.get("type") == "image":
+                if part.get("codes") is None:
+                    raise ValueError("An image of this conversation has no 'codes': tokenise it first.")
+                found.append(part["codes"])
+    return found
+
+
+def _integers(values, name: str) -> torch.LongTensor:
+    values = values if isinstance(values, torch.Tensor) else torch.as_tensor(np.asarray(values))
+    if values.dtype.is_floating_point or values.dtype.is_complex or values.dtype == torch.bool:
+        raise TypeError(f"{name} have dtype {values.dtype}; expected integers.")
+    return values.long()
+
+
+def _check_range(values: torch.Tensor, low: int, high: int, name: str, expected: str) -> None:
+    wrong = values[(values < low) | (values >= high)]
+    if len(wrong):
+        raise ValueError(f"{name} {int(wrong[0])} is out of range; {expected}.")
+
+
+def _require_text(text: str, name: str) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"The {name} is {text!r}; expected words.")
+    return text.strip()
+
+
+def _shorten(text: str, length: int = 60) -> str:
+    return text if len(text) <= length else text[:length] + "..."
+
+
+__all__ = ["IGNORED", "IMAGE_PLACEHOLDER", "SeedSequencesMixin"]

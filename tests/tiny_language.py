@@ -1,0 +1,52 @@
+"""A text tokenizer, processor and language model of tiny size, for any test to import."""
+
+from tiny_repository import make_seed_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from seed import SeedImageProcessorPil, SeedProcessor
+
+TEXTS = (
+    "A photo of a red square. A photo of a blue circle, a green triangle, a dog and a cat.",
+    "Question: What is it? Short answer a red square",
+    "Question: Which colour is the circle? Short answer blue",
+    "Generate an image a small dog beside a big cat",
+    "USER: Compare both pictures. ASSISTANT: The first shows a house, the second a tree.",
+)
+
+
+def tiny_text_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with OPT's special tokens: `</s>` is SOS and EOS, `<pad>` pads. Any text encodes."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<s>", "<pad>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="</s>", eos_token="</s>", unk_token="</s>", pad_token="<pad>"
+    )
+
+
+def tiny_processor(folder=None, **settings) -> SeedProcessor:
+    """
+    A processor for the 32 codes of 64 of `tiny_repository`'s image tokenizer.
+
+    Args:
+        folder: a SEED repository to save it into and load it from again, so that it finds the image tokenizer; None
+            sets the image tokenizer directly.
+    """
+    model = make_seed_model()
+    processor = SeedProcessor(
+        image_processor=SeedImageProcessorPil(size={"height": 28, "width": 28}),
+        tokenizer=SeedProcessor.extend_tokenizer(tiny_text_tokenizer(), model.config.codebook_size),
+        **({"codebook_size": model.config.codebook_size, "image_tokenizer_hash": model.codes_hash()} | settings),
+    )
+    if folder is None:
+        processor.set_image_tokenizer(model)
+        return processor
+    processor.save_pretrained(folder)
+    return SeedProcessor.from_pretrained(folder)
