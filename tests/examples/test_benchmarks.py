@@ -86,3 +86,16 @@ def test_quantizer_benchmark_prints_its_ratios(load_benchmark, tmp_path, capsys)
     ratio = figures["seed_seconds_wall"] / figures["cdist_seconds_wall"]
     assert figures["ratio_to_cdist_wall"] == pytest.approx(ratio)
     assert figures["seed_memory_bytes"] >= 0 and figures["differing"] <= 5
+
+
+def test_generation_benchmark_compares_equal_work(load_benchmark, tmp_path, capsys):
+    output = tmp_path / "figures.json"
+    arguments = ["--model", "toy", "--batch-sizes", "2", "--rounds", "1", "--matmul-size", "64"]
+    benchmark = load_benchmark("benchmark_generation")
+    benchmark.main([*arguments, "--output", str(output)])
+    wall = json.loads(output.read_text())["batches"]["2"]["wall"]
+    assert wall["times_stock"] == pytest.approx(wall["tokens_per_second"] / wall["stock_tokens_per_second"])
+    assert "OPT-toy float32 batch 2, 1 rounds, wall time" in capsys.readouterr().out
+    ours, stock = benchmark.build(benchmark.parse_arguments(arguments))
+    assert ours.config.vocab_size == stock.config.vocab_size == 58459
+    assert stock.lm_head.weight is stock.get_input_embeddings().weight
