@@ -2,6 +2,8 @@
 
 import argparse
 
+from .language_command import add_language_tasks
+
 
 def register(subparsers) -> None:
     """Adds `evaluate`, with its tasks `retrieval` and `reconstruction`, to the `seed` command's verbs."""
@@ -9,6 +11,8 @@ def register(subparsers) -> None:
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     _add_retrieval(tasks)
     _add_reconstruction(tasks)
+    _add_text(tasks)
+    add_language_tasks(tasks)
 
 
 def _add_retrieval(tasks) -> None:
@@ -49,6 +53,25 @@ def _add_reconstruction(tasks) -> None:
     parser.set_defaults(func=run_reconstruction)
 
 
+def _add_text(tasks) -> None:
+    parser = tasks.add_parser(
+        "text",
+        help="perplexity of a language model on text, beside that of the text model it was made from",
+        description="Prints perplexities and writes text.json and text_predictions.parquet to --output.",
+    )
+    parser.add_argument("--model", help="folder or Hub id of any causal language model (default: seed-tiny)")
+    parser.add_argument("--base", metavar="MODEL", help="score this one too: the text model before training")
+    parser.add_argument("--data", required=True, metavar="FILE", help=".parquet, .jsonl, or a text file by lines")
+    parser.add_argument("--column", default="text", help="of --data, where it is a table")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for metrics and predictions")
+    parser.add_argument("--context", type=int, help="tokens of a window (default: the model's positions)")
+    parser.add_argument("--limit", type=int, help="score so many documents, chosen at random (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of --limit's choice")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--device", help="default: the GPU if there is one")
+    parser.set_defaults(func=run_text)
+
+
 def _add_common(parser: argparse.ArgumentParser, batch_size: int) -> None:
     parser.add_argument("--model", help="folder or Hub id of a SEED repository (default: seed-tiny)")
     parser.add_argument("--data", required=True, metavar="PATH_OR_ID", help="pictures and captions, see seed.data")
@@ -74,12 +97,12 @@ def run_retrieval(args: argparse.Namespace) -> int:
     evaluate_retrieval(
         PictureSet(args.data, args.split, args.format, args.image_root),
         args.output,
-        _model(args),
+        model_name(args),
         bidirectional=args.bidirectional,
         train_pictures=PictureSet(args.train_data, args.train_split) if args.train_data else None,
         texts=args.texts,
         batch_size=args.batch_size,
-        device=_device(args),
+        device=default_device(args),
     )
     return 0
 
@@ -89,15 +112,25 @@ def run_reconstruction(args: argparse.Namespace) -> int:
     from .pictures import PictureSet
     from .reconstruction import Drawer, evaluate_reconstruction
 
-    device = _device(args)
+    device = default_device(args)
     judge = load_judge(args.judge, device)
     pictures = PictureSet(args.data, args.split, args.format, args.image_root)
-    drawer = Drawer(_model(args), args.decoder, args.num_inference_steps, args.guidance_scale, args.seed, device)
+    drawer = Drawer(model_name(args), args.decoder, args.num_inference_steps, args.guidance_scale, args.seed, device)
     evaluate_reconstruction(pictures, args.output, drawer, judge, args.limit, args.prefix_lengths, args.batch_size)
     return 0
 
 
-def _model(args: argparse.Namespace) -> str:
+def run_text(args: argparse.Namespace) -> int:
+    from .perplexity import TextSet, evaluate_text
+
+    data = TextSet.load(args.data, args.column, args.limit, args.seed)
+    device = default_device(args)
+    evaluate_text(data, args.output, model_name(args), args.base, args.batch_size, args.context, device)
+    return 0
+
+
+def model_name(args: argparse.Namespace) -> str:
+    """The model that was asked for, else seed-tiny."""
     if args.model:
         return args.model
     from .. import default_model
@@ -105,7 +138,8 @@ def _model(args: argparse.Namespace) -> str:
     return default_model()
 
 
-def _device(args: argparse.Namespace) -> str:
+def default_device(args: argparse.Namespace) -> str:
+    """The device that was asked for, else the GPU if there is one."""
     if args.device:
         return args.device
     import torch
@@ -113,4 +147,4 @@ def _device(args: argparse.Namespace) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-__all__ = ["register", "run_reconstruction", "run_retrieval"]
+__all__ = ["default_device", "model_name", "register", "run_reconstruction", "run_retrieval", "run_text"]

@@ -92,3 +92,11 @@ def _picture(example: dict) -> Picture:
 def text_key(text: str) -> str:
     """What makes two texts the same text: letter case and spacing do not count (our choice)."""
     return " ".join(text.split()).casefold()
+
+
+def distinct_texts(texts: Sequence[str]) -> list[str]:
+    """One spelling of each text (see [`text_key`]), the first, in order."""
+    spellings: dict[str, str] = {}
+    for text in texts:
+        spellings.setdefault(text_key(text), text)
+    return list(spellings.values())

@@ -1,0 +1,133 @@
+"""A language model made ready to be evaluated: it captions, answers and draws codes, with its own image tokenizer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from ..data.provenance import weight_hash
+from ..modeling_seed_language import SeedLanguageModelMixin
+from ..processing_seed import SeedProcessor
+from ..repository_seed import fetch
+from .image_tokenizer import EvaluatedTokenizer
+
+# Captions and short answers; what is longer is cut, and a model that writes so much has not stopped.
+MAX_CAPTION_TOKENS = 32
+MAX_ANSWER_TOKENS = 16
+
+
+class EvaluatedLanguageModel:
+    """
+    A SEED language model in float32, its processor, and (when first asked for) its image tokenizer.
+
+    Args:
+        name: a SEED repository with a language model: folder or Hub id.
+        device: where it runs.
+        num_beams: for captions and answers; the model's generation settings if None.
+        token_guidance_scale: for drawing; the processor's setting if None.
+        temperature: for drawing: 0 takes the likeliest code each time, more samples; the generation settings if None.
+        top_p: for drawing, with sampling.
+        seed: of sampling.
+
+    Raises:
+        ValueError: the repository holds another kind of model, or none.
+    """
+
+    def __init__(
+        self,
+        name: str | Path,
+        device: str | torch.device = "cpu",
+        num_beams: int | None = None,
+        token_guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+    ):
+        self.name, self.device, self.seed = str(name), device, seed
+        if not (fetch(name, {}, ["*.json"]) / "config.json").is_file():
+            raise ValueError(
+                f"{name} has no config.json, so no language model: pass the folder or Hub id of a SEED repository "
+                "that was saved with one (examples/train_language.py makes them)."
+            )
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        if not isinstance(model, SeedLanguageModelMixin):
+            raise ValueError(f"{name} holds a {type(model).__name__}, which knows no images; expected a SEED model.")
+        self.model = model.eval().to(device)
+        self.processor = SeedProcessor.from_pretrained(name)
+        self.text_options = {} if num_beams is None else {"num_beams": num_beams}
+        if token_guidance_scale is None:
+            token_guidance_scale = self.processor.token_guidance_scale
+        self.drawing_options = {"token_guidance_scale": token_guidance_scale}
+        if temperature is not None:
+            self.drawing_options |= (
+                {"do_sample": False}
+                if temperature == 0
+                else {
+                    "do_sample": True,
+                    "temperature": temperature,
+                    "top_k": 0,
+                }
+            )
+        if top_p is not None:
+            self.drawing_options |= {"do_sample": True, "top_p": top_p}
+        self._tokenizer: EvaluatedTokenizer | None = None
+
+    @property
+    def tokenizer(self) -> EvaluatedTokenizer:
+        """The image tokenizer, checked to be the one that the language model was trained with."""
+        if self._tokenizer is None:
+            tokenizer = EvaluatedTokenizer(self.name, self.device)
+            self.processor.set_image_tokenizer(tokenizer.model)
+            self._tokenizer = tokenizer
+        return self._tokenizer
+
+    def describe(self) -> dict:
+        """What goes into the report."""
+        return {
+            "name": self.name,
+            "class": type(self.model).__name__,
+            "weights_sha256": weight_hash(self.model),
+            "image_tokenizer": self.model.config.image_tokenizer_hash,
+            "dtype": "float32",
+        }
+
+    def caption(self, codes: torch.LongTensor) -> list[str]:
+        """Captions by the paper's prompt; codes: `(pictures, num_codes)`."""
+        return self._write(self.processor.caption_prompts(codes=codes), MAX_CAPTION_TOKENS)
+
+    def answer(self, codes: torch.LongTensor, questions: Sequence[str]) -> list[str]:
+        """Answers by the paper's prompt; codes: `(questions, num_codes)`, of the picture that each is about."""
+        return self._write(self.processor.question_prompts(questions, codes=codes), MAX_ANSWER_TOKENS)
+
+    def draw_codes(self, prompts: Sequence[str], seed: int) -> torch.LongTensor:
+        """
+        Codes of drawings, `(prompts, num_codes)`, on the CPU.
+
+        Args:
+            seed: of sampling, if the settings sample; with it, what a prompt gives depends on the batch it is in.
+        """
+        torch.manual_seed(seed)
+        inputs = self.processor.drawing_prompts(prompts).to(self.device)
+        options = dict(self.drawing_options)
+        if options["token_guidance_scale"] not in (None, 1):
+            options["unconditional_ids"] = self.processor.unconditional_prompt().to(self.device)
+        ids = self.model.generate(**inputs, generation_mode="image", **options)
+        start = inputs["input_ids"].shape[1]
+        return self.processor.ids_to_codes(ids[:, start : start + self.model.config.num_codes]).cpu()
+
+    def _write(self, inputs, max_new_tokens: int) -> list[str]:
+        inputs = inputs.to(self.device)
+        ids = self.model.generate(**inputs, generation_mode="text", max_new_tokens=max_new_tokens, **self.text_options)
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        return [text.strip() for text in self.processor.post_process_multimodal_output(new, generation_mode="text")]
+
+
+def settings_of(model: EvaluatedLanguageModel) -> dict:
+    """How it generates, for the report: what was asked for over the checkpoint's generation settings."""
+    config = model.model.generation_config
+    shown = ("num_beams", "do_sample", "temperature", "top_k", "top_p", "length_penalty", "repetition_penalty")
+    return {name: getattr(config, name) for name in shown if getattr(config, name, None) is not None}
+
+
+__all__ = ["MAX_ANSWER_TOKENS", "MAX_CAPTION_TOKENS", "EvaluatedLanguageModel", "settings_of"]

@@ -1,0 +1,86 @@
+"""The `evaluate` metrics of the package, loaded from their folders, and what the language tasks do with them."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from .metrics import bootstrap_interval
+
+FOLDER = Path(__file__).parent / "hub_metrics"
+
+
+@cache
+def load_metric(name: str):
+    """
+    The `evaluate.Metric` of a folder of `hub_metrics`; nothing is fetched.
+
+    Raises:
+        ModuleNotFoundError: `evaluate`, or what the metric needs, is not installed.
+    """
+    try:
+        import evaluate
+
+        return evaluate.load(str(FOLDER / name), keep_in_memory=True)
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f'The metric {name} cannot be loaded ({error}): run `pip install "seed-vision[eval]"`.'
+        ) from error
+
+
+def score_captions(captions: Sequence[str], references: list[list[str]], names: list[list[str]], seed: int) -> dict:
+    """
+    COCO's metrics and exact-name accuracy of one caption a picture.
+
+    Returns:
+        The metrics' own results, `cider_95%` and `name_accuracy_95%` (bootstrap over pictures; CIDEr's document
+        frequencies stay those of the split), and lists of each picture's: `cider_each`, `each_is_a_name`.
+    """
+    coco = load_metric("coco_captions").compute(predictions=list(captions), references=references, per_caption=True)
+    named = load_metric("name_accuracy").compute(predictions=list(captions), references=names, per_example=True)
+    coco.pop("rouge_l_each")
+    return coco | {
+        "cider_95%": mean_interval(coco["cider_each"], seed),
+        "name_accuracy": named["name_accuracy"],
+        "name_accuracy_95%": mean_interval(named["each"], seed),
+        "each_is_a_name": named["each"],
+    }
+
+
+def mean_interval(values: Sequence[float], seed: int) -> list[float] | None:
+    """95% bootstrap interval of a mean."""
+    values = np.asarray(values, dtype=float)
+    return bootstrap_interval(lambda rows: values[rows].mean(), len(values), seed=seed)
+
+
+def interval_text(interval: list[float] | None) -> str | None:
+    """As tables print it."""
+    return f"{interval[0]:.3f} .. {interval[1]:.3f}" if interval else None
+
+
+def choose(count: int, limit: int | None, seed: int) -> np.ndarray:
+    """Which of `count` are taken, in order: all, or `limit` of them by chance."""
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).permutation(count)[:limit])
+
+
+def others(keys: Sequence, seed: int) -> np.ndarray:
+    """
+    For each item another one, of another key, by chance: what shuffled controls take.
+
+    Raises:
+        ValueError: all have the same key.
+    """
+    rng = np.random.default_rng(seed)
+    keys = np.asarray([str(key) for key in keys])
+    if len(np.unique(keys)) < 2:
+        raise ValueError("The shuffled control needs pictures that differ; all of these are the same: take more.")
+    chosen = rng.permutation(len(keys))
+    while (same := np.flatnonzero(keys[chosen] == keys)).size:
+        chosen[same] = rng.integers(len(keys), size=same.size)
+    return chosen
+
+
+__all__ = ["choose", "interval_text", "load_metric", "mean_interval", "others", "score_captions"]

@@ -1,0 +1,71 @@
+"""Contact sheets: many small pictures with words under each, to be looked at."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+PICTURES = 64  # of a sheet
+COLUMNS = 8
+CELL, MARGIN, LINE = 96, 6, 14
+
+
+@dataclass
+class SheetCell:
+    """
+    Args:
+        image: RGB.
+        title: the line under it.
+        note: a second, grey line.
+    """
+
+    image: Image.Image
+    title: str
+    note: str = ""
+
+
+def sheet_rows(count: int, seed: int, pictures: int = PICTURES) -> np.ndarray:
+    """Which of `count` results are shown, in order: chosen by the seed alone, good and bad ones alike."""
+    return np.sort(np.random.default_rng([seed, 64]).permutation(count)[:pictures])
+
+
+def draw_sheet(cells: Sequence[SheetCell], columns: int = COLUMNS) -> Image.Image:
+    """Rows of pictures, scaled to one size, titles and notes under them."""
+    font = ImageFont.load_default(size=11)
+    step_x, step_y = CELL + MARGIN, CELL + 2 * LINE + MARGIN
+    rows = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (MARGIN + columns * step_x, MARGIN + rows * step_y), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, cell in enumerate(cells):
+        left, top = MARGIN + number % columns * step_x, MARGIN + number // columns * step_y
+        picture = _fit(cell.image)
+        sheet.paste(picture, (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2))
+        for line, (text, color) in enumerate([(cell.title, "black"), (cell.note, "#777777")]):
+            text = _shorten(text, draw, font)
+            draw.text((left + (CELL - draw.textlength(text, font)) / 2, top + CELL + line * LINE), text, color, font)
+    return sheet
+
+
+def save_sheet(cells: Sequence[SheetCell], path: Path) -> None:
+    """Writes a JPEG, all or nothing; small enough to be committed (64 pictures: about 200 KB)."""
+    temporary = path.with_name(path.name + ".tmp")
+    draw_sheet(cells).save(temporary, "JPEG", quality=85)
+    os.replace(temporary, path)
+
+
+def _fit(image: Image.Image) -> Image.Image:
+    scale = CELL / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+
+
+def _shorten(text: str, draw: ImageDraw.ImageDraw, font) -> str:
+    while draw.textlength(text, font) > CELL + MARGIN // 2 and len(text) > 4:
+        text = text.removesuffix("…")[:-1].rstrip() + "…"
+    return text
+
+
+__all__ = ["SheetCell", "draw_sheet", "save_sheet", "sheet_rows"]

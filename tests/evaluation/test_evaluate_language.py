@@ -1,0 +1,281 @@
+"""`seed evaluate caption | vqa | draw`: the arithmetic by hand, the commands against single calls of the model."""
+
+import argparse
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import png
+from PIL import Image
+from tiny_language import make_language_repository
+from tiny_repository import make_stable_diffusion, pictures
+from transformers import AutoModelForCausalLM
+
+from seed import SeedModel, SeedProcessor
+from seed.data.questions import QuestionFile, write_questions
+from seed.evaluation import command
+from seed.evaluation.drawing import Concepts, judge_prompts, oracle
+from seed.evaluation.image_tokenizer import EvaluatedTokenizer
+from seed.evaluation.judge import EfficientNetJudge
+from seed.evaluation.question_answering import TrainingAnswers
+from seed.evaluation.scores import choose, others
+from seed.evaluation.sheets import CELL, SheetCell, draw_sheet, sheet_rows
+
+NAMES = ["red square", "blue circle", "green triangle", "Red  square", "dog", "cat"]
+
+
+def run(task, *arguments):
+    parser = argparse.ArgumentParser()
+    command.register(parser.add_subparsers())
+    return parser.parse_args(["evaluate", task, "--device", "cpu", *map(str, arguments)])
+
+
+def evaluate(task, output, *arguments):
+    args = run(task, "--output", output, *arguments)
+    assert args.func(args) == 0
+    return json.loads((output / f"{task}.json").read_text()), pq.read_table(
+        output / f"{task}_predictions.parquet"
+    ).to_pylist()
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("language")
+    make_language_repository(folder)
+    make_stable_diffusion().save_pretrained(folder / "decoder")  # with its text encoder
+    return folder
+
+
+@pytest.fixture(scope="module")
+def language(repository):
+    return AutoModelForCausalLM.from_pretrained(repository).eval(), SeedProcessor.from_pretrained(repository)
+
+
+@pytest.fixture
+def emoji(tmp_path):
+    """Parquet files `train` and `test` of the same concepts in other pictures."""
+    for split, seed in (("train", 5), ("test", 6)):
+        rows = [
+            {
+                "id": f"{split}{number}",
+                "image": {"bytes": png(image), "path": None},
+                "captions": [name, f"a {name}"],
+                "name": name,
+                "names": [name, f"the {name}"],
+            }
+            for number, (name, image) in enumerate(zip(NAMES, pictures(6, seed=seed)))
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{split}.parquet")
+    return tmp_path
+
+
+def answer_alone(language, inputs, max_new_tokens):
+    model, processor = language
+    ids = model.generate(**inputs, generation_mode="text", max_new_tokens=max_new_tokens)
+    return processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_captions(repository, language, emoji, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")  # no Java: seconds saved, and the report has to say so
+    output = tmp_path / "out"
+    options = ["--model", repository, "--data", emoji, "--split", "test", "--train-data", emoji]
+    report, rows = evaluate("caption", output, *options, "--train-split", "train", "--batch-size", 4)
+    images = pictures(6, seed=6)
+    for row, image in zip(rows, images):
+        assert row["language model"] == answer_alone(language, language[1].caption_prompts(images=[image]), 32)
+    assert len({row["language model"] for row in rows}) > 1  # else this test would show little
+
+    # The retrieval captioner: the training name nearest to the codes' own feature, one picture and one name at a time.
+    tokenizer = EvaluatedTokenizer(repository)
+    names = ["red square", "blue circle", "green triangle", "dog", "cat"]
+    for row in rows:
+        feature = tokenizer.model.get_image_features(codes=torch.tensor([row["codes"]]))
+        scores = [torch.cosine_similarity(feature, tokenizer.encode_texts([name])).item() for name in names]
+        assert row["nearest training name"] == names[int(np.argmax(scores))]
+    named = np.mean([row["nearest training name"].split() == row["names"][0].lower().split() for row in rows])
+    assert report["results"]["nearest training name"]["name_accuracy"] == pytest.approx(named)
+    assert report["names_to_choose_from"] == 5
+
+    # The control: captions of pictures of other names.
+    for row in rows:
+        others = [r["language model"] for r in rows if r["names"][0].split() != row["names"][0].split()]
+        assert row["shuffled"] in others
+    ours, theirs = ([row[f"{label} CIDEr"] for row in rows] for label in ("language model", "nearest training name"))
+    assert report["results"]["language model"]["cider"] == pytest.approx(np.mean(ours))
+    assert report["differences"]["cider"]["mean"] == pytest.approx(np.mean(ours) - np.mean(theirs))
+    assert report["results"]["language model"]["meteor"] is None
+    assert Image.open(output / "captions.jpg").width > 8 * CELL
+    printed = capsys.readouterr().out
+    assert "Captions of 6 of 6 pictures" in printed and "No meteor: Java was not found" in printed
+
+
+def questions_of(images, answers):
+    rows = []
+    for number, image in enumerate(images):
+        shared = {"id": str(number), "image": {"bytes": png(image), "path": None}, "license": "", "attribution": ""}
+        for kind, question in (("name", "What is it?"), ("colour", "Which colour is the circle?")):
+            rows.append(shared | {"kind": kind, "question": question, "answers": answers[len(rows)]})
+    return rows
+
+
+def test_answers(repository, language, tmp_path, capsys):
+    images, processor = pictures(4, seed=6), language[1]
+    asked = questions_of(images, [["?"]] * 8)
+    alone = [
+        answer_alone(language, processor.question_prompts([row["question"]], images=[images[int(row["id"])]]), 16)
+        for row in asked
+    ]
+    assert len(set(alone)) > 2
+    # What the model says is right for the names and for one colour of four.
+    answers = [[text or "nothing"] if row["kind"] == "name" else ["mauve"] for row, text in zip(asked, alone)]
+    answers[1] = ["mauve", alone[1]]
+    write_questions(questions_of(images, answers), tmp_path / "test.parquet")
+    train = questions_of(images, [["a dog"], ["mauve"]] * 4)
+    write_questions(train, tmp_path / "train.parquet")
+    options = ["--model", repository, "--data", tmp_path, "--split", "test", "--batch-size", 3]
+    report, rows = evaluate("vqa", tmp_path / "out", *options, "--train-data", tmp_path, "--train-split", "train")
+    assert [row["language model"] for row in rows] == alone
+    results = report["results"]
+    nothing = sum(not text for row, text in zip(asked, alone) if row["kind"] == "name")
+    assert results["language model"]["name"]["vqa_accuracy"] == 1 - nothing / 4
+    assert results["language model"]["colour"]["vqa_accuracy"] == 1 / 4
+    assert results["language model"]["overall"]["vqa_accuracy"] == (4 - nothing + 1) / 8
+    assert results["language model"]["colour"]["exact_match"] == 0  # the first of two answers is "mauve"
+    assert results["most frequent answer to the question"]["colour"]["vqa_accuracy"] == 1
+    assert results["most frequent answer to the question"]["name"]["vqa_accuracy"] == 0
+    assert results["majority answer"]["overall"]["vqa_accuracy"] == 0  # "a dog": first in the alphabet
+    # Without looking: each answer is the model's to the same question about another picture.
+    for row in rows:
+        elsewhere = [text for text, other in zip(alone, asked) if other["question"] == row["question"]]
+        assert row["codes of another picture"] in elsewhere
+    assert "8 of 8 questions" in capsys.readouterr().out
+
+
+def test_training_answers_by_hand(tmp_path):
+    rows = questions_of(pictures(3), [["dog"], ["red"], ["cat"], ["red"], ["cat"], ["blue"]])
+    write_questions(rows, tmp_path / "train.parquet")
+    training = TrainingAnswers(QuestionFile(tmp_path / "train.parquet"))
+    assert training.majority == "cat"  # as often as "red", and before it
+    assert training.question_only({"question": " what is  IT?", "kind": "name"}) == "cat"
+    assert training.question_only({"question": "Which colour is the square?", "kind": "colour"}) == "red"
+    assert training.question_only({"question": "How many?", "kind": "number"}) == "cat"
+
+
+def test_judged_prompts_by_hand():
+    # Cat: two pictures along x and y; dog: one along z; sun: one along w.
+    eye = np.eye(4)
+    concepts = Concepts.of(["cat", "dog", "Cat", "sun"], eye[[0, 2, 1, 3]])
+    assert concepts.names == ["cat", "dog", "sun"] and concepts.counts.tolist() == [2, 1, 1]
+    drawings = np.array([[0.6, 0.0, 0.8, 0.0], [0.0, 0.0, 0.6, 0.8]])
+    judged = judge_prompts(drawings, np.array([0, 1]), concepts)
+    # Mean cosine: of the first with the cats (0.6 + 0) / 2; of the second with the dog 0.6.
+    np.testing.assert_allclose(judged.similarity, [0.3, 0.6])
+    # The cats with the second drawing; the dog with the first.
+    np.testing.assert_allclose(judged.shuffled, [0.0, 0.8])
+    # The first is nearer to the dog (0.8) than to the cats' direction (0.6 / sqrt 2); the second to the sun (0.8).
+    assert judged.ranks.tolist() == [1, 1]
+    assert judged.top[:, 0].tolist() == [1, 2]
+
+
+def test_the_oracle_takes_the_best_training_picture_and_leaves_it_out():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(12, 5))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    names = [f"name {number % 4}" for number in range(11)] + ["alone"]
+    concepts = Concepts.of(names, features)
+    numbers = np.array([concepts.names.index(name) for name in names])
+    training = np.array([0, 1, 2, 3, 4, 5, 11])
+    own = np.array([0, 2, 4])
+    judged, chosen = oracle(features[training], numbers[training], own, concepts)
+    for place, concept in enumerate(own):
+        scores = []
+        for picture in training:
+            rest = [i for i in range(12) if numbers[i] == concept and i != picture]
+            scores.append(np.mean([features[i] @ features[picture] for i in rest]) if rest else -np.inf)
+        assert chosen[place] == int(np.argmax(scores))
+        assert judged.similarity[place] == pytest.approx(max(scores))
+    assert training[chosen[2]] != 11  # its only picture cannot stand for itself
+
+
+def test_drawings(repository, language, emoji, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(EfficientNetJudge, "size", 64)
+    options = ["--model", repository, "--data", emoji, "--split", "test", "--num-inference-steps", 2]
+    options += ["--guidance-scale", 2, "--temperature", 0, "--judge-cache", tmp_path / "cache"]
+    with_training = ["--train-data", emoji, "--train-split", "train"]
+    report, rows = evaluate("draw", tmp_path / "out", *options, *with_training, "--batch-size", 2)
+    assert [row["prompt"] for row in rows] == ["red square", "blue circle", "green triangle", "dog", "cat"]
+    model, processor = language
+    for row in rows:
+        inputs = processor.drawing_prompts([row["prompt"]])
+        ids = model.generate(**inputs, generation_mode="image", do_sample=False)
+        alone = ids[0, inputs["input_ids"].shape[1] :][:32] - processor.first_code_token_id
+        assert row["codes"] == alone.tolist()
+    assert len({tuple(row["codes"]) for row in rows}) > 1
+    data, results = report["data"], report["results"]
+    assert data["real_pictures"] == 12 and data["concepts"] == 5 and data["seen_in_training"] == 5
+    assert results["Stable Diffusion from the prompt"]["normalized"] in (None, pytest.approx(1.0))
+    mean = np.mean([row["language model similarity"] for row in rows])
+    assert results["language model"]["similarity"] == pytest.approx(mean)
+    assert results["nearest training picture (oracle)"]["similarity"] > results["shuffled"]["similarity"]
+    assert Image.open(tmp_path / "out" / "drawings.jpg").height > CELL
+    assert "Drawings of 5 of 5 names" in capsys.readouterr().out
+
+    # From kept features, another batch size and fewer prompts: the same drawings, judged the same.
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    again, some = evaluate("draw", tmp_path / "again", *options, "--also-real", "train", "--limit", 3)
+    by_prompt = {row["prompt"]: row for row in rows}
+    assert len(some) == 3 and again["data"]["real_pictures"] == 12 and again["data"]["seen_in_training"] is None
+    for row in some:
+        before = by_prompt[row["prompt"]]
+        assert row["codes"] == before["codes"]
+        assert row["language model similarity"] == pytest.approx(before["language model similarity"], abs=1e-3)
+
+
+def test_sheets_show_what_the_seed_says():
+    rows = sheet_rows(1000, seed=3)
+    assert len(rows) == 64 == len(set(rows.tolist())) and rows.tolist() == sorted(rows)
+    assert sheet_rows(1000, seed=3).tolist() == rows.tolist() != sheet_rows(1000, seed=4).tolist()
+    assert sheet_rows(5, seed=3).tolist() == [0, 1, 2, 3, 4]
+    red = Image.new("RGB", (10, 20), (255, 0, 0))
+    sheet = draw_sheet([SheetCell(red, "a title much too long for the cell that it is in")] * 9, columns=4)
+    pixels = np.asarray(sheet)
+    areas = [(pixels[:, :, 0] == 255) & (pixels[:, :, 1] == 0)]
+    assert areas[0].sum() == pytest.approx(9 * CELL * CELL / 2, rel=0.05)
+    assert sheet.width < 5 * CELL and sheet.height > 3 * CELL
+
+
+def test_choices_and_controls():
+    assert choose(5, None, 0).tolist() == choose(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
+    assert len(set(choose(50, 7, 0).tolist())) == 7
+    keys = ["a"] * 20 + ["b"]
+    assert all(keys[other] != key for key, other in zip(keys, others(keys, 0)))
+    with pytest.raises(ValueError, match="shuffled control"):
+        others(["a", "a"], 0)
+
+
+def test_bad_options_say_what_to_do(repository, seed_repository, emoji, tmp_path):
+    options = ["--data", emoji, "--split", "test", "--output", tmp_path / "out"]
+    args = run("caption", "--model", seed_repository, *options)
+    with pytest.raises(ValueError, match="no language model"):
+        args.func(args)
+    args = run("draw", "--model", repository, *options, "--limit", 1)
+    with pytest.raises(ValueError, match="at least 2"):
+        args.func(args)
+    # The image tokenizer of another repository: its codes mean other things.
+    other = SeedModel.from_pretrained(repository / "image_tokenizer")
+    with torch.no_grad():
+        other.quantizer.codebook.weight.add_(1.0)
+    (tmp_path / "moved").mkdir()
+    for file in repository.iterdir():
+        (tmp_path / "moved" / file.name).symlink_to(file)
+    (tmp_path / "moved" / "image_tokenizer").unlink()
+    other.save_pretrained(tmp_path / "moved" / "image_tokenizer")
+    for file in (repository / "image_tokenizer").iterdir():
+        if not (tmp_path / "moved" / "image_tokenizer" / file.name).exists():
+            (tmp_path / "moved" / "image_tokenizer" / file.name).symlink_to(file)
+    args = run("caption", "--model", tmp_path / "moved", *options)
+    with pytest.raises(ValueError, match="hash"):
+        args.func(args)
