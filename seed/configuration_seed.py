@@ -51,8 +51,9 @@ class SeedConfig(PreTrainedConfig):
     Args:
         vision_config: the frozen vision model, any transformers config whose model returns patch features, as
             `(batch, patches, dim)` or `(batch, dim, height, width)`. Default: BLIP-2's ViT-g at 224 pixels.
-        vision_final_norm_eps (`float`, *optional*, defaults to 1e-5): epsilon of the vision model's `post_layernorm`,
-            where it has one. 1e-5 as in the released SEED; transformers' BLIP-2 uses 1e-6.
+        vision_final_norm_eps (`float`, *optional*): epsilon of the vision model's `post_layernorm`. If None, BLIP-2's
+            ViT gets 1e-5 as in the released SEED (transformers' BLIP-2 uses 1e-6), and any other vision model keeps
+            its own.
         vision_feature_layernorm (`bool`, defaults to `False`): adds a trained LayerNorm over the patch features, for
             vision models that end without a norm (our choice; BLIP-2's ViT has its own).
         vision_hidden_size (`int`, *optional*): width of the patch features; read from `vision_config` if None.
@@ -82,7 +83,7 @@ class SeedConfig(PreTrainedConfig):
     }
 
     vision_config: dict | PreTrainedConfig | None = None
-    vision_final_norm_eps: float | None = 1e-5
+    vision_final_norm_eps: float | None = None
     vision_feature_layernorm: bool = False
     vision_hidden_size: int | None = None
     qformer_config: dict | PreTrainedConfig | None = None
@@ -113,6 +114,8 @@ class SeedConfig(PreTrainedConfig):
                     "name one of its vision models, e.g. 'blip_2_vision_model', 'clip_vision_model', 'dinov2'."
                 )
             self.vision_config = CONFIG_MAPPING[model_type](**values)
+        if self.vision_final_norm_eps is None and self.vision_config.model_type == "blip_2_vision_model":
+            self.vision_final_norm_eps = 1e-5
         if self.vision_hidden_size is None:
             self.vision_hidden_size = getattr(self.vision_config, "hidden_size", None) or getattr(
                 self.vision_config, "hidden_dim", None

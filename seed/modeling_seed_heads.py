@@ -193,8 +193,8 @@ class SeedForQuantization(SeedPreTrainedModel):
 
     Args:
         quantization_weight, generation_weight, reconstruction_weight: factors of the three losses, 5, 0.5 and 2.
-        last_reconstruction_weight: how much the last causal embedding, which is the image feature of retrieval, counts in
-            the reconstruction beside the mean over all (our choice; 0 in the released recipe: one of num_codes).
+        last_reconstruction_weight: how much the last causal embedding, which is the image feature of retrieval, counts
+            in the reconstruction beside the mean over all (our choice; 0 in the released recipe: one of num_codes).
         pca_initialization: starts the encode and decode layers on the principal components of the causal embeddings
             (our choice: in short trainings a random start leaves much of the code vectors' width unused; off in the
             released recipe).

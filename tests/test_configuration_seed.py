@@ -7,6 +7,7 @@ from tiny_models import make_tiny_seed_config
 from transformers import Blip2VisionConfig, CLIPVisionConfig, EfficientNetConfig
 
 from seed.configuration_seed import SeedConfig, SeedQFormerConfig
+from seed.modeling_seed import SeedModel
 
 
 def test_defaults_are_the_papers_numbers():
@@ -22,6 +23,14 @@ def test_defaults_are_the_papers_numbers():
     assert reverse.num_queries == 77 and reverse.num_hidden_layers == 4 and not reverse.causal
     assert (config.generation_dim, config.projection_dim) == (768, 256)
     assert config.use_text_branch and config.use_code_branch and not config.has_empty_prompt_embeds
+
+
+def test_only_blip_2_gets_the_released_norm_epsilon():
+    assert make_tiny_seed_config(vision_final_norm_eps=1e-6).vision_final_norm_eps == 1e-6
+    siglip = {"model_type": "siglip_vision_model", "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}
+    config = make_tiny_seed_config(vision_config=siglip | {"intermediate_size": 32, "layer_norm_eps": 1e-3})
+    assert config.vision_final_norm_eps is None
+    assert SeedModel(config).vision_model.post_layernorm.eps == 1e-3
 
 
 @pytest.mark.parametrize(

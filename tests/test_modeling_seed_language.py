@@ -21,9 +21,7 @@ TEXT_MODELS = {
     "opt": lambda: OPTForCausalLM(OPTConfig(**SMALL_OPT, max_position_embeddings=CONTEXT)),
     # As OPT-350M: narrower embeddings, projected, and norms after the layers.
     "opt-350m": lambda: OPTForCausalLM(
-        OPTConfig(
-            **SMALL_OPT, max_position_embeddings=CONTEXT, word_embed_proj_dim=16, do_layer_norm_before=False
-        )
+        OPTConfig(**SMALL_OPT, max_position_embeddings=CONTEXT, word_embed_proj_dim=16, do_layer_norm_before=False)
     ),
     "llama": lambda: LlamaForCausalLM(
         LlamaConfig(

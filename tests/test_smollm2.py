@@ -28,9 +28,7 @@ def test_smollm2_keeps_its_words_and_learns_to_write_images():
     model = SeedLlamaForCausalLM.from_text_model(text_model, seed_model, text_vocab_size=len(tokenizer))
 
     question = [{"role": "user", "content": "What colour is a ripe tomato?"}]
-    prompt = tokenizer.apply_chat_template(
-        question, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.no_grad():
         assert torch.equal(model(**prompt).logits[..., :49152], text_model(**prompt).logits)
     settings = {"max_new_tokens": 16, "do_sample": False}

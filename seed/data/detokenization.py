@@ -1,5 +1,7 @@
 """Bulk de-tokenisation: a file of codes to a folder of pictures."""
 
+import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -10,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ..pipeline_seed import SeedPipeline
 from .codes import CodesFile, read_codes
+from .provenance import weight_hash, write_atomically
 
 
 def open_codes(path: str | Path, pipeline: SeedPipeline, any_tokenizer: bool = False) -> CodesFile:
@@ -40,7 +43,8 @@ def draw_codes(
     pipeline: SeedPipeline, codes: CodesFile, folder: str | Path, seed: int = 0, batch_size: int = 16
 ) -> list[Path]:
     """
-    Draws every row of a file of codes into `folder`, as `ROW-NAME.png`.
+    Draws every row of a file of codes into `folder`, as `ROW-NAME.png`. A run that was killed goes on where it stopped:
+    `folder` remembers, in `.drawn_from.json`, what its drawings were made of while they are not all there.
 
     Args:
         seed: row r is drawn from noise of seed `seed + r`, whatever the batch size.
@@ -52,15 +56,36 @@ def draw_codes(
     folder.mkdir(parents=True, exist_ok=True)
     digits = len(str(max(0, len(codes.ids) - 1)))
     paths = [folder / f"{row:0{digits}d}-{_file_stem(id)}.png" for row, id in enumerate(codes.ids)]
-    with tqdm(total=len(paths), unit="img", desc="draw") as bar:
-        for start in range(0, len(paths), batch_size):
-            rows = range(start, min(start + batch_size, len(paths)))
+    made_of, unfinished = _made_of(pipeline, codes, seed), folder / ".drawn_from.json"
+    goes_on = unfinished.exists() and unfinished.read_text(encoding="utf-8") == made_of
+    write_atomically(unfinished, made_of)
+    missing = [row for row, path in enumerate(paths) if not (goes_on and path.exists())]
+    with tqdm(total=len(paths), initial=len(paths) - len(missing), unit="img", desc="draw") as bar:
+        for start in range(0, len(missing), batch_size):
+            rows = missing[start : start + batch_size]
             generators = [torch.Generator().manual_seed(seed + row) for row in rows]
-            images = pipeline(codes=codes.codes[rows.start : rows.stop], generator=generators).images
+            images = pipeline(codes=codes.codes[rows], generator=generators).images
             for row, image in zip(rows, images, strict=True):
                 save_image(image, paths[row])
             bar.update(len(rows))
+    unfinished.unlink()
     return paths
+
+
+def _made_of(pipeline: SeedPipeline, codes: CodesFile, seed: int) -> str:
+    """What decides the drawings of a run."""
+    models = {name: weight_hash(getattr(pipeline, name)) for name in ("image_tokenizer", "unet", "vae")}
+    content = hashlib.sha256(codes.codes.numpy().tobytes()).hexdigest()
+    settings = {
+        "codes": content,
+        "ids": hashlib.sha256("\0".join(codes.ids).encode()).hexdigest(),
+        "seed": seed,
+        "dtype": str(pipeline.unet.dtype),
+        "scheduler": dict(pipeline.scheduler.config),
+        "guidance_scale": pipeline.config.guidance_scale,
+        "num_inference_steps": pipeline.config.num_inference_steps,
+    }
+    return json.dumps(models | settings, indent=2, default=str)
 
 
 def check_image_path(path: str | Path) -> Path:

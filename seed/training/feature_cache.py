@@ -66,6 +66,7 @@ def build_feature_cache(
     seed: int = 0,
     batch_size: int = 64,
     autocast: bool = True,
+    identity: str = "",
     log: Callable[[str], None] = print,
 ) -> FeatureCache:
     """
@@ -75,9 +76,10 @@ def build_feature_cache(
         images: one function per picture that returns it, so that pictures are opened when their turn comes.
         augment: makes views 1, 2, ... from a picture and a random state.
         autocast: bfloat16 arithmetic (faster; its error is far below that of an augmentation).
+        identity: which pictures they are, e.g. a hash of their ids; stored, and compared when the cache is met again.
 
     Raises:
-        ValueError: `folder` holds a cache of another model, preprocessing, number of pictures or views, or seed.
+        ValueError: `folder` holds a cache of another model, preprocessing, pictures, number of them or views, or seed.
     """
     folder = Path(folder)
     if views > 1 and augment is None:
@@ -87,6 +89,7 @@ def build_feature_cache(
         "vision_model": weight_hash(model.vision_model),
         "image_processor": preprocessing_hash(image_processor),
         "pictures": len(images),
+        "identity": identity,
         "views": views,
         "seed": seed,
     }
@@ -124,6 +127,8 @@ def build_embedding_cache(
     """
     folder = Path(folder)
     meta = source.meta | {"argument": "causal_embeddings", "qformer": weight_hash(model.qformer)}
+    if hasattr(model, "vision_layernorm"):
+        meta["vision_layernorm"] = weight_hash(model.vision_layernorm)
     if _start_or_continue(folder, meta) == len(source):
         return FeatureCache(folder)
     shape = (len(source), source.views, model.config.num_codes, model.config.qformer_config.hidden_size)

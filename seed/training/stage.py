@@ -1,6 +1,8 @@
 """What the training scripts share: their arguments, the data they open, the run they make."""
 
 import argparse
+import hashlib
+import json
 import math
 import os
 import shutil
@@ -16,6 +18,7 @@ from ..conversion.efficientnet_lite import IMAGE_MEAN, IMAGE_STD, load_efficient
 from ..data.augmentation import augment
 from ..data.image_text import SkipReport, load_image_text
 from ..data.images import InvalidImageError, load_image
+from ..data.provenance import write_atomically
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
 from .datasets import PictureSource, RunDataset
@@ -107,7 +110,9 @@ def open_sources(
     named += [(path, recipe.data.extra_views) for path in arguments.extra_data]
     for number, (path, views) in enumerate(named):
         dataset = load_image_text(path, image_root=arguments.image_root)
-        dataset = dataset.select(_usable_rows(dataset))
+        identity = _identity(dataset)
+        memory = Path(arguments.output) / f"usable_rows-{number}.json"
+        dataset = dataset.select(_usable_rows_once(dataset, identity, memory))
         images = [_Opener(dataset, row) for row in range(len(dataset))]
         captions = dataset["captions"]
         concepts = dataset["concept"] if "concept" in dataset.column_names else [c[0].casefold() for c in captions]
@@ -115,9 +120,33 @@ def open_sources(
         if arguments.feature_cache:
             folder = Path(arguments.feature_cache) / f"{number}-{Path(path).stem}"
             with PartialState().main_process_first():  # the others find it finished
-                source.cache = build_feature_cache(folder, model, processor, images, views=views, augment=augment)
+                source.cache = build_feature_cache(
+                    folder, model, processor, images, views=views, augment=augment, identity=identity
+                )
         sources.append(source)
     return sources
+
+
+def _identity(dataset) -> str:
+    """Hash of what tells data sets apart without opening a picture: the captions, and ids where there are any."""
+    names = [name for name in ("id", "captions") if name in dataset.column_names]
+    digest = hashlib.sha256()
+    for values in zip(*(dataset[name] for name in names)):
+        digest.update(json.dumps(values).encode())
+    return digest.hexdigest()
+
+
+def _usable_rows_once(dataset, identity: str, memory: Path) -> list[int]:
+    """`_usable_rows`, remembered in a file of the run's folder, so that resuming does not open every picture again."""
+    with PartialState().main_process_first():
+        if memory.exists():
+            found = json.loads(memory.read_text(encoding="utf-8"))
+            if found["identity"] == identity:
+                return found["rows"]
+        rows = _usable_rows(dataset)
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(memory, json.dumps({"identity": identity, "rows": rows}))
+        return rows
 
 
 def _usable_rows(dataset) -> list[int]:

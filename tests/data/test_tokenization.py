@@ -13,7 +13,7 @@ from PIL import Image
 from tiny_repository import make_seed_pipeline, pictures
 
 from seed import SeedModel
-from seed.data import tokenization
+from seed.data import detokenization, tokenization
 from seed.data.codes import CodesMetadata, codes_schema, read_codes
 from seed.data.detokenization import draw_codes, open_codes
 from seed.data.tokenization import PictureList, load_image_tokenizer, tokenize_pictures
@@ -231,6 +231,38 @@ def test_codes_are_drawn_row_by_row(codes_file, tmp_path):
         generator = torch.Generator().manual_seed(5 + row)
         drawn = pipeline(codes=codes[row : row + 1], generator=generator).images[0]
         assert np.abs(np.asarray(Image.open(path), int) - np.asarray(drawn, int)).max() <= 1
+
+
+def test_drawing_goes_on_after_a_kill(codes_file, tmp_path, monkeypatch):
+    pipeline = make_seed_pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    codes = open_codes(codes_file(torch.randint(0, 64, (4, 32)).tolist()), pipeline)
+    whole = draw_codes(pipeline, codes, tmp_path / "whole", seed=5)
+    folder, drawn = tmp_path / "killed", []
+
+    def saves_until_killed(image, path, save=detokenization.save_image):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(path)
+        save(image, path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(detokenization, "save_image", saves_until_killed)
+        draw_codes(pipeline, codes, folder, seed=5)
+    written = [path.stat().st_mtime_ns for path in drawn]
+    again = draw_codes(pipeline, codes, folder, seed=5, batch_size=1)
+    assert [path.stat().st_mtime_ns for path in drawn] == written  # not drawn twice
+    for path, expected in zip(again, whole):
+        assert np.abs(np.asarray(Image.open(path), int) - np.asarray(Image.open(expected), int)).max() <= 1
+    assert sorted(folder.iterdir()) == again  # nothing but drawings is left
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        drawn.clear()
+        patch.setattr(detokenization, "save_image", saves_until_killed)
+        draw_codes(pipeline, codes, folder, seed=6)  # a finished run's drawings are no start for another seed
+    draw_codes(pipeline, codes, folder, seed=5)
+    for path, expected in zip(again, whole):
+        assert np.abs(np.asarray(Image.open(path), int) - np.asarray(Image.open(expected), int)).max() <= 1
 
 
 def test_codes_of_another_tokenizer_are_refused(codes_file):

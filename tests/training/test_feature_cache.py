@@ -85,3 +85,30 @@ def test_cached_causal_embeddings_are_those_of_the_model(tmp_path, config, proce
         model.qformer.query_tokens.add_(1)
     with pytest.raises(ValueError, match="qformer"):
         build_embedding_cache(tmp_path / "embeddings", model, source)
+
+
+def test_other_pictures_are_another_cache(tmp_path, config, processor):
+    model = SeedModel(config).eval()
+    images = [lambda i=i: PICTURES[i] for i in range(3)]
+    build(tmp_path / "cache", model, processor, images, identity="apples")
+    build(tmp_path / "cache", model, processor, images, identity="apples")
+    with pytest.raises(ValueError, match="another identity .*apples.*pears"):
+        build(tmp_path / "cache", model, processor, images, identity="pears")
+
+
+def test_a_run_that_resumes_does_not_open_every_picture_again(tmp_path, monkeypatch):
+    """As long as the data are the same; other data are looked at anew."""
+    from datasets import Dataset
+
+    from seed.training import stage
+
+    PICTURES[0].save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    rows = {"image": [str(tmp_path / "a.png"), str(tmp_path / "b.png")], "captions": [["a"], ["b"]], "id": ["a", "b"]}
+    dataset, memory = Dataset.from_dict(rows), tmp_path / "run" / "usable_rows.json"
+    assert stage._usable_rows_once(dataset, stage._identity(dataset), memory) == [0]
+    monkeypatch.setattr(stage, "load_image", lambda source: pytest.fail("opened again"))
+    assert stage._usable_rows_once(dataset, stage._identity(dataset), memory) == [0]
+    monkeypatch.setattr(stage, "load_image", lambda source: PICTURES[0])
+    other = dataset.remove_columns("id").add_column("id", ["a", "c"])
+    assert stage._usable_rows_once(other, stage._identity(other), memory) == [0, 1]
