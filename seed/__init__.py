@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "SeedConfig": "configuration_seed",
     "SeedQFormerConfig": "configuration_seed",
+    "SeedLlamaConfig": "configuration_seed_llama",
+    "SeedOPTConfig": "configuration_seed_opt",
     "SeedImageProcessor": "image_processing_seed",
     "SeedImageProcessorPil": "image_processing_seed",
     "SeedModel": "modeling_seed",
@@ -18,20 +20,28 @@ _MODULE_OF = {
     "SeedForImageTextPretraining": "modeling_seed_heads",
     "SeedForContrastiveLearning": "modeling_seed_heads",
     "SeedForQuantization": "modeling_seed_heads",
+    "SeedLlamaForCausalLM": "modeling_seed_llama",
+    "SeedOPTForCausalLM": "modeling_seed_opt",
     "SeedPipeline": "pipeline_seed",
     "SeedProcessor": "processing_seed",
+    "SeedTextToImagePipeline": "task_pipelines_seed",
     "SeedVectorQuantizer": "quantization_seed",
 }
 __all__ = ["default_model", "register_auto_classes", *_MODULE_OF]
 
 if TYPE_CHECKING:
     from .configuration_seed import SeedConfig, SeedQFormerConfig
+    from .configuration_seed_llama import SeedLlamaConfig
+    from .configuration_seed_opt import SeedOPTConfig
     from .image_processing_seed import SeedImageProcessor, SeedImageProcessorPil
     from .modeling_seed import SeedModel, SeedOutput
     from .modeling_seed_heads import SeedForContrastiveLearning, SeedForImageTextPretraining, SeedForQuantization
+    from .modeling_seed_llama import SeedLlamaForCausalLM
+    from .modeling_seed_opt import SeedOPTForCausalLM
     from .pipeline_seed import SeedPipeline
     from .processing_seed import SeedProcessor
     from .quantization_seed import SeedVectorQuantizer
+    from .task_pipelines_seed import SeedTextToImagePipeline
 
 
 def __getattr__(name: str):

@@ -5,9 +5,12 @@ import importlib.abc
 import importlib.util
 import sys
 
-# Modules of transformers that hold the Auto classes.
+# Modules of transformers that hold the Auto classes, and the one that holds the pipelines' registry.
 _AUTO = "transformers.models.auto."
-_AUTO_MODULES = {_AUTO + name for name in ("configuration_auto", "modeling_auto", "image_processing_auto")}
+_AUTO_MODULES = {
+    _AUTO + name for name in ("configuration_auto", "modeling_auto", "image_processing_auto", "processing_auto")
+}
+_PIPELINE_MODULES = {"transformers.pipelines"}
 # Modules of these packages import the Auto classes and each other in many orders, so we register when no import among
 # them is under way any more: what registering imports is then never half loaded.
 _WATCHED = ("transformers.", f"{__package__}.")
@@ -16,17 +19,34 @@ _done: set[str] = set()
 
 def register_auto_classes() -> None:
     """Registers SEED's classes with every Auto class. `import seed` does it by itself as soon as one is imported."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+    from transformers import (
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForMultimodalLM,
+        AutoProcessor,
+    )
 
     from .configuration_seed import SeedConfig
     from .image_processing_seed import SeedImageProcessor, SeedImageProcessorPil
     from .modeling_seed import SeedModel
+    from .modeling_seed_llama import SeedLlamaForCausalLM
+    from .modeling_seed_opt import SeedOPTForCausalLM
+    from .processing_seed import SeedProcessor
 
-    if "seed" in _done:
+    if "auto" in _done:
         return
-    _done.add("seed")
+    _done.add("auto")
     AutoConfig.register("seed", SeedConfig, exist_ok=True)
     AutoModel.register(SeedConfig, SeedModel, exist_ok=True)
+    for language_model in (SeedOPTForCausalLM, SeedLlamaForCausalLM):
+        config = language_model.config_class
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        for auto in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+            auto.register(config, language_model, exist_ok=True)
+        AutoProcessor.register(config, SeedProcessor, exist_ok=True)
     # Some releases of transformers refuse every use of AutoImageProcessor where torchvision is not installed.
     with contextlib.suppress(ImportError):
         AutoImageProcessor.register(
@@ -36,22 +56,46 @@ def register_auto_classes() -> None:
         )
 
 
+def register_pipelines() -> None:
+    """
+    Registers the task "text-to-image"; "image-text-to-text" and "any-to-any" are transformers' own and find SEED by the
+    Auto classes. `import seed` does it by itself as soon as transformers' pipelines are imported.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    from .task_pipelines_seed import SeedTextToImagePipeline
+
+    if "pipelines" in _done:
+        return
+    _done.add("pipelines")
+    PIPELINE_REGISTRY.register_pipeline(
+        "text-to-image", pipeline_class=SeedTextToImagePipeline, pt_model=AutoModelForCausalLM, type="multimodal"
+    )
+
+
 def register_on_import() -> None:
-    """Registers now if the Auto classes are imported already, else when they are."""
-    if any(name in sys.modules for name in _AUTO_MODULES):
-        register_auto_classes()
-    else:
-        sys.meta_path.insert(0, _AfterAutoImport())
+    """Registers now what transformers has imported already, and the rest when it does."""
+    waiting = [(_AUTO_MODULES, register_auto_classes), (_PIPELINE_MODULES, register_pipelines)]
+    finder = _AfterImport(waiting)
+    sys.meta_path.insert(0, finder)
+    finder.register_ready()
 
 
-class _AfterAutoImport(importlib.abc.MetaPathFinder):
-    """Lets the import system load modules as ever, and registers when the Auto classes are there and all is ready."""
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """
+    Lets the import system load modules as ever, and registers when all is ready.
 
-    def __init__(self) -> None:
+    Args:
+        waiting: pairs of modules, of which one must be imported, and the function to call then.
+    """
+
+    def __init__(self, waiting: list) -> None:
+        self.waiting = waiting
         self.loading = 0
 
     def find_spec(self, fullname, path=None, target=None):
-        if not fullname.startswith(_WATCHED):
+        if not fullname.startswith(_WATCHED) or self not in sys.meta_path:
             return None
         sys.meta_path.remove(self)
         try:
@@ -62,6 +106,15 @@ class _AfterAutoImport(importlib.abc.MetaPathFinder):
             spec.loader.exec_module = self._then_register(spec.loader.exec_module)
         return spec
 
+    def register_ready(self) -> None:
+        for entry in [entry for entry in self.waiting if entry[0] & sys.modules.keys()]:
+            # Registering imports modules itself, and so comes here again.
+            if entry in self.waiting:
+                self.waiting.remove(entry)
+                entry[1]()
+        if not self.waiting and self in sys.meta_path:
+            sys.meta_path.remove(self)
+
     def _then_register(self, exec_module):
         def exec_and_register(module) -> None:
             self.loading += 1
@@ -69,8 +122,7 @@ class _AfterAutoImport(importlib.abc.MetaPathFinder):
                 exec_module(module)
             finally:
                 self.loading -= 1
-            if not self.loading and self in sys.meta_path and any(name in sys.modules for name in _AUTO_MODULES):
-                sys.meta_path.remove(self)
-                register_auto_classes()
+            if not self.loading:
+                self.register_ready()
 
         return exec_and_register

@@ -55,6 +55,10 @@ class SeedVocabularyFields:
                     f"codes, one after the other, make it {value}. Leave it out, or correct text_vocab_size."
                 )
             setattr(self, name, value)
+        # A checkpoint that was saved with its code names its pipeline, for which transformers asks for trust. Where
+        # this package is installed the pipeline is registered, and nothing has to be trusted.
+        if not type(self).__module__.startswith("transformers_modules"):
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
 
 

@@ -1,5 +1,6 @@
-"""The diffusers pipeline of SEED: images or codes in, images out, drawn by any Stable Diffusion 1.x UNet and VAE."""
+"""The diffusers pipeline of SEED: images, codes or words in, images out, drawn by any Stable Diffusion 1.x model."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +11,28 @@ from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline,
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput
 from PIL import Image
-from transformers import AutoTokenizer, CLIPTextModel
+from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .image_processing_seed import SeedImageProcessorPil
 from .modeling_seed import SeedModel
+from .modeling_seed_llama import SeedLlamaForCausalLM
+from .modeling_seed_opt import SeedOPTForCausalLM
+from .processing_seed import SeedProcessor
 from .repository_seed import (
     DECODER_FOLDER,
     IMAGE_TOKENIZER_FOLDER,
     fetch,
+    read_json,
     read_settings,
     resolve_decoder,
     resolve_image_tokenizer,
     write_settings,
 )
+
+# What a repository says about drawing, in the file that the pipeline shares with SeedProcessor.
+_SETTINGS = ("guidance_scale", "num_inference_steps", "token_guidance_scale")
+_LANGUAGE_MODELS = {model.config_class.model_type: model for model in (SeedOPTForCausalLM, SeedLlamaForCausalLM)}
 
 
 @dataclass
@@ -41,7 +50,7 @@ class SeedPipelineOutput(BaseOutput):
 class SeedPipeline(DiffusionPipeline):
     """
     Draws images from SEED codes (paper, section 3.2: the generation embeddings take the place of Stable Diffusion's
-    text features).
+    text features), and with a language model from words.
 
     Args:
         image_tokenizer: [`SeedModel`].
@@ -49,11 +58,17 @@ class SeedPipeline(DiffusionPipeline):
         image_processor: [`SeedImageProcessor`], for images.
         text_encoder, tokenizer: of the Stable Diffusion model; needed only where the image tokenizer does not hold the
             empty prompt's features.
+        language_model, processor: [`SeedOPTForCausalLM`] or another SEED language model and its [`SeedProcessor`], to
+            draw from prompts.
         guidance_scale, num_inference_steps: what `__call__` uses if not told otherwise; saved with the pipeline.
+        token_guidance_scale: likewise, of the language model; 1 is off.
+
+    Raises:
+        ValueError: parts that were not made for each other.
     """
 
-    model_cpu_offload_seq = "text_encoder->image_tokenizer->unet->vae"
-    _optional_components = ["text_encoder", "tokenizer"]
+    model_cpu_offload_seq = "language_model->text_encoder->image_tokenizer->unet->vae"
+    _optional_components = ["text_encoder", "tokenizer", "language_model", "processor"]
 
     def __init__(
         self,
@@ -64,8 +79,11 @@ class SeedPipeline(DiffusionPipeline):
         image_processor: BaseImageProcessor,
         text_encoder: CLIPTextModel | None = None,
         tokenizer=None,
+        language_model: PreTrainedModel | None = None,
+        processor: SeedProcessor | None = None,
         guidance_scale: float = 7.5,
         num_inference_steps: int = 50,
+        token_guidance_scale: float = 1.0,
     ):
         super().__init__()
         generation_dim, wanted = image_tokenizer.config.generation_dim, unet.config.cross_attention_dim
@@ -74,6 +92,11 @@ class SeedPipeline(DiffusionPipeline):
                 f"This UNet reads text features of width {wanted}, but the image tokenizer's generation embeddings "
                 f"have width {generation_dim}: they were not trained for each other. Stable Diffusion 1.x has 768."
             )
+        if (language_model is None) != (processor is None):
+            raise ValueError("language_model and processor come together: pass both or neither.")
+        if language_model is not None:
+            processor.check_language_model(language_model)
+            _check_same_codebook(language_model, image_tokenizer)
         self.register_modules(
             image_tokenizer=image_tokenizer,
             unet=unet,
@@ -82,8 +105,14 @@ class SeedPipeline(DiffusionPipeline):
             image_processor=image_processor,
             text_encoder=text_encoder,
             tokenizer=tokenizer,
+            language_model=language_model,
+            processor=processor,
         )
-        self.register_to_config(guidance_scale=guidance_scale, num_inference_steps=num_inference_steps)
+        self.register_to_config(
+            guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps,
+            token_guidance_scale=token_guidance_scale,
+        )
 
     # Loading and saving ----------------------------------------------------------------------------------------------
 
@@ -93,6 +122,8 @@ class SeedPipeline(DiffusionPipeline):
         pretrained_model_name_or_path: str | Path,
         decoder: str | Path | None = None,
         image_tokenizer: SeedModel | None = None,
+        language_model: PreTrainedModel | bool = False,
+        processor: SeedProcessor | None = None,
         dtype: torch.dtype | str = "auto",
         **hub_options,
     ) -> "SeedPipeline":
@@ -105,6 +136,8 @@ class SeedPipeline(DiffusionPipeline):
                 given.
             decoder: a Stable Diffusion 1.x repository or folder to use instead of the one that is named there.
             image_tokenizer: an already loaded [`SeedModel`], to share it.
+            language_model: True loads the repository's language model and processor, too; or an already loaded one.
+            processor: an already loaded [`SeedProcessor`], to share it.
             dtype: of all weights; "auto" takes each as it was saved. Codes that are stored or compared should be made
                 in float32.
             hub_options: `revision`, `token`, `cache_dir`, `local_files_only` for the Hub.
@@ -133,6 +166,10 @@ class SeedPipeline(DiffusionPipeline):
         if text_parts:
             text["text_encoder"] = CLIPTextModel.from_pretrained(decoder_folder / "text_encoder", dtype=weights_dtype)
             text["tokenizer"] = AutoTokenizer.from_pretrained(decoder_folder / "tokenizer")
+        if language_model is True:
+            language_model = load_language_model(pretrained_model_name_or_path, dtype=dtype, **hub_options)
+        if language_model and processor is None:
+            processor = SeedProcessor.from_pretrained(pretrained_model_name_or_path, **hub_options)
         stable_diffusion = StableDiffusionPipeline.from_pretrained(
             decoder_folder,
             unet=_load_complete(UNet2DConditionModel, decoder_folder / "unet", weights_dtype),
@@ -149,14 +186,16 @@ class SeedPipeline(DiffusionPipeline):
             vae=stable_diffusion.vae,
             scheduler=stable_diffusion.scheduler,
             image_processor=SeedImageProcessorPil.from_pretrained(tokenizer_folder),
+            language_model=language_model or None,
+            processor=processor if language_model else None,
             **text,
-            **{key: settings[key] for key in ("guidance_scale", "num_inference_steps") if key in settings},
+            **{key: settings[key] for key in _SETTINGS if key in settings},
         )
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         """
         Saves the pipeline as a repository of the house: `image_tokenizer/`, `decoder/` (a stock Stable Diffusion
-        repository) and `processor_config.json`.
+        repository) and `processor_config.json`; the language model and its processor, if there are, at the top.
 
         Args:
             kwargs: as of `DiffusionPipeline.save_pretrained`, applied to the decoder (`variant`, `max_shard_size`).
@@ -167,11 +206,13 @@ class SeedPipeline(DiffusionPipeline):
         self.image_tokenizer.save_pretrained(root / IMAGE_TOKENIZER_FOLDER)
         self.image_processor.save_pretrained(root / IMAGE_TOKENIZER_FOLDER)
         self._stable_diffusion().save_pretrained(root / DECODER_FOLDER, **kwargs)
+        if self.language_model is not None:
+            self.language_model.save_pretrained(root)
+            self.processor.save_pretrained(root)
         settings = read_settings(root) | {
             "image_tokenizer": IMAGE_TOKENIZER_FOLDER,
             "decoder": DECODER_FOLDER,
-            "guidance_scale": self.config.guidance_scale,
-            "num_inference_steps": self.config.num_inference_steps,
+            **{key: self.config[key] for key in _SETTINGS},
         }
         write_settings(root, settings)
 
@@ -227,9 +268,63 @@ class SeedPipeline(DiffusionPipeline):
             )
         return embeds.to(self._execution_device, self.unet.dtype)
 
-    def check_inputs(self, images, codes) -> None:
-        if (images is None) == (codes is None):
-            raise ValueError("Pass either images (to reconstruct) or codes (to draw).")
+    @torch.no_grad()
+    def generate_codes(
+        self,
+        prompt: str | Sequence[str],
+        num_images_per_prompt: int = 1,
+        token_guidance_scale: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        **generate_kwargs,
+    ) -> torch.LongTensor:
+        """
+        Codes that the language model writes for prompts, `(batch * num_images_per_prompt, num_codes)`.
+
+        Args:
+            prompt: one or more captions; "" draws unconditionally.
+            num_images_per_prompt: rows per prompt: different ones where the model samples (`do_sample`, here or in its
+                generation config), else the same one repeated.
+            token_guidance_scale: guidance against the empty prompt; the pipeline's setting if None, 1 is off.
+            generator: seeds the sampling; a list, one per row, samples each row by itself.
+            generate_kwargs: of the language model's `generate` (`do_sample`, `top_k`, `temperature`, `num_beams`, ...).
+
+        Raises:
+            ValueError: there is no language model, or a prompt does not fit into its context.
+        """
+        if self.language_model is None:
+            raise ValueError(
+                "Drawing from a prompt needs a language model: load the pipeline with "
+                "SeedPipeline.from_pretrained(..., language_model=True) from a repository that has one."
+            )
+        if token_guidance_scale is None:
+            token_guidance_scale = self.config.token_guidance_scale
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
+        config = generate_kwargs.get("generation_config") or self.language_model.generation_config
+        samples = generate_kwargs.get("do_sample", config.do_sample)
+        if samples and isinstance(generator, list):
+            if len(generator) != len(prompts):
+                raise ValueError(f"Got {len(generator)} generators for {len(prompts)} drawings.")
+            groups = [([text], one) for text, one in zip(prompts, generator)]
+        else:
+            groups = [(prompts, generator)]
+        rows = []
+        for texts, one in groups:
+            inputs = self.processor.drawing_prompts(texts).to(self._execution_device)
+            with _seeded(one if samples else None):
+                written = self.language_model.generate(
+                    **inputs,
+                    generation_mode="image",
+                    token_guidance_scale=token_guidance_scale,
+                    unconditional_ids=self.processor.unconditional_prompt().to(self._execution_device),
+                    **generate_kwargs,
+                )
+            rows.append(self.processor.image_codes(written))
+        return torch.cat(rows)
+
+    def check_inputs(self, images, codes, prompt) -> None:
+        if [images is None, codes is None, prompt is None].count(False) != 1:
+            raise ValueError("Pass either images (to reconstruct), or codes, or a prompt (to draw).")
         if codes is not None and not isinstance(codes, torch.Tensor):
             raise TypeError(f"codes are a {type(codes).__name__}; expected an integer tensor (batch, num_codes).")
 
@@ -248,10 +343,13 @@ class SeedPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        prompt: str | Sequence[str] | None = None,
+        token_guidance_scale: float | None = None,
+        generate_kwargs: dict | None = None,
         **kwargs,
     ) -> SeedPipelineOutput | tuple:
         """
-        Draws images from codes, or reconstructs images through their codes.
+        Draws images from codes or from words, or reconstructs images through their codes.
 
         Args:
             images: a PIL image, a path, an array or a tensor, or a list of them; tokenised first.
@@ -265,14 +363,22 @@ class SeedPipeline(DiffusionPipeline):
                 batch it is in.
             latents: initial noise, `(batch * num_images_per_prompt, channels, height / 8, width / 8)`.
             output_type: "pil", "np", "pt" or "latent".
+            prompt: one or more captions, instead of `images`, from which the language model writes the codes.
+            token_guidance_scale, generate_kwargs: see `generate_codes`.
             kwargs: further arguments of `StableDiffusionPipeline` (`callback_on_step_end`, `timesteps`, ...).
 
         Raises:
-            ValueError, TypeError: neither or both of images and codes; codes of another shape, dtype or range.
+            ValueError, TypeError: not exactly one of images, codes and prompt; codes of another shape, dtype or range;
+                a prompt without a language model.
         """
-        self.check_inputs(images, codes)
-        if codes is None:
+        self.check_inputs(images, codes, prompt)
+        if images is not None:
             codes = self.tokenize_images(images)
+        elif prompt is not None:
+            codes = self.generate_codes(
+                prompt, num_images_per_prompt, token_guidance_scale, generator, **(generate_kwargs or {})
+            )
+            num_images_per_prompt = 1  # every drawing has codes of its own
         if guidance_scale is None:
             guidance_scale = self.config.guidance_scale
         embeds = self.encode_codes(codes, prefix_length)
@@ -311,6 +417,59 @@ class SeedPipeline(DiffusionPipeline):
         return pipeline
 
 
+def load_language_model(
+    name: str | Path, dtype: torch.dtype | str = "auto", **hub_options
+) -> SeedOPTForCausalLM | SeedLlamaForCausalLM:
+    """
+    The language model of a SEED repository.
+
+    Args:
+        name: a local folder or a Hub id.
+        hub_options: as in [`SeedPipeline.from_pretrained`].
+
+    Raises:
+        ValueError: the repository has none.
+    """
+    model_type = read_json(fetch(name, hub_options, ["*.json"]) / "config.json").get("model_type")
+    if model_type not in _LANGUAGE_MODELS:
+        raise ValueError(
+            f"{str(name)!r} has no language model: its config.json is of type {model_type!r}, expected one of "
+            f"{sorted(_LANGUAGE_MODELS)}. To caption, answer or draw from words, name a repository with SEED-OPT."
+        )
+    folder = fetch(name, hub_options, ["*.json", "model*.safetensors"])
+    return _LANGUAGE_MODELS[model_type].from_pretrained(folder, dtype=dtype).eval()
+
+
+@contextlib.contextmanager
+def _seeded(generator: torch.Generator | list[torch.Generator] | None):
+    """transformers samples from the global generator; seeds it from ours, and restores it afterwards."""
+    generator = generator[0] if isinstance(generator, list) else generator
+    if generator is None:
+        yield
+        return
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    devices = [generator.device] if generator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(int(seed))
+        yield
+
+
+def _check_same_codebook(language_model, image_tokenizer: SeedModel) -> None:
+    """Whether the language model was made for this codebook, up to rounding to the dtypes they are loaded in."""
+    ours, theirs = language_model.visual_embeddings.codebook, image_tokenizer.quantizer.codebook.weight
+    if ours.shape == theirs.shape:
+        if ours.is_meta or theirs.is_meta:
+            return
+        ours, theirs = ours.detach().float().cpu(), theirs.detach().float().cpu()
+        if torch.linalg.vector_norm(ours - theirs) <= 0.02 * torch.linalg.vector_norm(theirs):
+            return
+    raise ValueError(
+        f"The language model was made for another codebook ({tuple(ours.shape)}) than the image tokenizer's "
+        f"({tuple(theirs.shape)}, other values): its codes would draw nonsense. Use the image tokenizer of the "
+        "language model's repository."
+    )
+
+
 def _load_complete(model_class, folder: Path, dtype: torch.dtype):
     """A model of diffusers; a tensor that its checkpoint lacks is an error, not a warning."""
     if not folder.is_dir():
@@ -330,4 +489,10 @@ def _load_complete(model_class, folder: Path, dtype: torch.dtype):
     return model
 
 
-__all__ = ["SeedPipeline", "SeedPipelineOutput", "resolve_decoder", "resolve_image_tokenizer"]
+__all__ = [
+    "SeedPipeline",
+    "SeedPipelineOutput",
+    "load_language_model",
+    "resolve_decoder",
+    "resolve_image_tokenizer",
+]

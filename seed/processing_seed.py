@@ -130,6 +130,7 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
         self.name_or_path: str | None = None
         self._hub_options: dict = {}
         self._image_tokenizer: SeedModel | None = None
+        self._decoder = None
 
     @staticmethod
     def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> PreTrainedTokenizerBase:
@@ -171,11 +172,12 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
         return super().from_args_and_dict(args, processor_dict, **kwargs)
 
     def to_dict(self) -> dict:
-        model, self._image_tokenizer = self._image_tokenizer, None  # transformers copies all attributes deeply
+        models = self._image_tokenizer, self._decoder
+        self._image_tokenizer = self._decoder = None  # transformers copies all attributes deeply
         try:
             values = super().to_dict()
         finally:
-            self._image_tokenizer = model
+            self._image_tokenizer, self._decoder = models
         for argument, key in _POINTERS.items():
             values[key] = values.pop(argument, None)
         return {name: value for name, value in values.items() if value is not None}
@@ -209,9 +211,35 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
             raise ValueError(
                 f"The image tokenizer's weights have the hash {own[:12]}..., but this processor's language model was "
                 f"trained with {self.image_tokenizer_hash[:12]}...: the same codes mean other things to it. Use the "
-                "image tokenizer of its repository, or train the language model on the codes of this one."
+                "image tokenizer of its repository (in float32: rounded weights have another hash), or train the "
+                "language model on the codes of this one."
             )
         self._image_tokenizer = model.eval()
+
+    def check_language_model(self, model) -> None:
+        """
+        Whether a language model reads and writes the ids that this processor makes.
+
+        Args:
+            model: [`SeedOPTForCausalLM`] or another SEED language model, or its configuration.
+
+        Raises:
+            ValueError: it has another text vocabulary or codebook, or was trained with another image tokenizer.
+        """
+        config = getattr(model, "config", model)
+        for name in ("boi_token_id", "eoi_token_id", "first_code_token_id", "num_codes", "codebook_size"):
+            theirs, ours = getattr(config, name, None), getattr(self, name)
+            if theirs != ours:
+                raise ValueError(
+                    f"The language model's {name} is {theirs}, the processor's {ours}: they were not made for each "
+                    "other. Load both from one repository."
+                )
+        theirs, ours = config.image_tokenizer_hash, self.image_tokenizer_hash
+        if None not in (theirs, ours) and theirs != ours:
+            raise ValueError(
+                f"The language model was trained with the image tokenizer {theirs[:12]}..., the processor is made for "
+                f"{ours[:12]}...: the same codes mean other things to them. Load both from one repository."
+            )
 
     def load_image_tokenizer(self) -> SeedModel:
         """
@@ -348,7 +376,7 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
             skip_special_tokens: leave out SOS, EOS and padding.
             generation_mode: "interleaved" gives a list per row, of texts (without space around them) and codes
                 `(num_codes,)`, in order. "text" or None gives a text per row, without its images, as transformers'
-                pipelines expect. "image" gives the codes of each row's last image, `(batch, num_codes)`.
+                pipelines expect. "image" draws each row's last image, a PIL image per row (`image_codes` and `draw`).
             allow_incomplete: give the codes of an image that was cut short, fewer than `num_codes`, instead of raising.
             decode_kwargs: of the tokenizer's `decode`.
 
@@ -362,13 +390,41 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
             return [self.tokenizer.decode(row, **decode_kwargs) for row in words]
         if generation_mode not in ("interleaved", "image"):
             raise ValueError(f"generation_mode is {generation_mode!r}; expected 'text', 'image' or 'interleaved'.")
-        parts = [self.split_images(row, allow_incomplete) for row in rows]
         if generation_mode == "image":
-            images = [[part for kind, part in row if kind == "image"] for row in parts]
-            if not all(images):
-                raise ValueError(f"Row {[bool(found) for found in images].index(False)} has no image.")
-            return torch.tensor([found[-1] for found in images])
-        return [self._decode_parts(row, decode_kwargs) for row in parts]
+            return self.draw(self.image_codes(rows))
+        return [self._decode_parts(self.split_images(row, allow_incomplete), decode_kwargs) for row in rows]
+
+    def image_codes(self, ids) -> torch.LongTensor:
+        """
+        Codes of the last image of each row, `(batch, length)` -> `(batch, num_codes)`.
+
+        Raises:
+            ValueError: a row has no image, or one that is cut short or misplaced.
+        """
+        images = [[part for kind, part in self.split_images(row) if kind == "image"] for row in _rows(ids)]
+        if not all(images):
+            raise ValueError(f"Row {[bool(found) for found in images].index(False)} has no image.")
+        return torch.tensor([found[-1] for found in images])
+
+    def draw(self, codes: torch.LongTensor, **kwargs) -> list:
+        """
+        PIL images of codes, `(batch, num_codes)`, by the repository's decoder, which is loaded when first needed.
+
+        Args:
+            kwargs: of [`SeedPipeline`]'s call (`generator`, `num_inference_steps`, `guidance_scale`, ...).
+
+        Raises:
+            ValueError: the processor was not loaded from a repository.
+        """
+        if self._decoder is None:
+            from .pipeline_seed import SeedPipeline  # needs diffusers, which nothing else here does
+
+            if self.name_or_path is None:
+                raise ValueError("This processor was not loaded from a repository: draw with SeedPipeline(codes=...).")
+            decoder = self.decoder_repository
+            self._decoder = SeedPipeline.from_pretrained(self.name_or_path, decoder=decoder, **self._hub_options)
+            self._decoder.set_progress_bar_config(disable=True)
+        return self._decoder(codes=codes, **kwargs).images
 
     def post_process_image_text_to_text(
         self, generated_outputs, skip_special_tokens: bool = True, **kwargs

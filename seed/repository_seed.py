@@ -63,14 +63,14 @@ def write_settings(folder: Path, settings: dict) -> None:
 
 
 def read_settings(folder: Path) -> dict:
-    return _read_json(folder / POINTER_FILE)
+    return read_json(folder / POINTER_FILE)
 
 
 def _model_type(folder: Path) -> str | None:
-    return _read_json(folder / "config.json").get("model_type")
+    return read_json(folder / "config.json").get("model_type")
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
     """A JSON file's content; nothing if there is no such file."""
     if not path.exists():
         return {}
@@ -114,4 +114,12 @@ def follow_pointer(root: str | Path, pointer: str | Path, hub_options: dict, par
     return fetch(pointer, elsewhere, [f"{part}*" for part in parts])
 
 
-__all__ = ["fetch", "follow_pointer", "read_settings", "resolve_decoder", "resolve_image_tokenizer", "write_settings"]
+__all__ = [
+    "fetch",
+    "follow_pointer",
+    "read_json",
+    "read_settings",
+    "resolve_decoder",
+    "resolve_image_tokenizer",
+    "write_settings",
+]

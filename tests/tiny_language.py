@@ -1,10 +1,11 @@
 """A text tokenizer, processor and language model of tiny size, for any test to import."""
 
-from tiny_repository import make_seed_model
+import torch
+from tiny_repository import make_seed_model, make_seed_repository
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
-from seed import SeedImageProcessorPil, SeedProcessor
+from seed import SeedImageProcessorPil, SeedOPTForCausalLM, SeedProcessor
 
 TEXTS = (
     "A photo of a red square. A photo of a blue circle, a green triangle, a dog and a cat.",
@@ -50,3 +51,32 @@ def tiny_processor(folder=None, **settings) -> SeedProcessor:
         return processor
     processor.save_pretrained(folder)
     return SeedProcessor.from_pretrained(folder)
+
+
+def tiny_language_model(**settings) -> SeedOPTForCausalLM:
+    """A random OPT, extended by the visual tokens of `tiny_repository`'s image tokenizer, for `tiny_processor`'s ids."""
+    torch.manual_seed(0)
+    vocab_size = len(tiny_text_tokenizer())
+    config = {
+        "vocab_size": vocab_size + 3,  # spare rows, as OPT has
+        "hidden_size": 32,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+        "word_embed_proj_dim": 32,
+        "init_std": 0.5,
+        "dropout": 0.0,
+        "bos_token_id": 2,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+    } | settings
+    text_model = OPTForCausalLM(OPTConfig(**config)).eval()
+    return SeedOPTForCausalLM.from_text_model(text_model, make_seed_model(), text_vocab_size=vocab_size)
+
+
+def make_language_repository(folder) -> None:
+    """A whole SEED-OPT repository: `tiny_repository`'s, with language model and processor."""
+    make_seed_repository(folder)
+    tiny_language_model().save_pretrained(folder)
+    tiny_processor(folder)

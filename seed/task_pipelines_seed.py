@@ -1,0 +1,186 @@
+"""
+transformers' task pipelines for SEED.
+
+"text-to-image" is made here. "image-text-to-text" (captions and answers) and "any-to-any" are transformers' own: they
+find SEED's language models and processor by the Auto classes.
+"""
+
+import contextlib
+from pathlib import Path
+
+import torch
+from transformers import Pipeline
+
+from .pipeline_seed import SeedPipeline
+
+
+class SeedTextToImagePipeline(Pipeline):
+    """
+    `pipeline("text-to-image", model=...)`: words in, PIL images out.
+
+    The language model writes codes, and the repository's Stable Diffusion decoder draws them ([`SeedPipeline`], which
+    does the work and is kept as `pipe.drawer`; it is loaded with the first drawing).
+
+    Args:
+        decoder: a Stable Diffusion 1.x folder or Hub id to use instead of the one that the repository names, or a
+            whole [`SeedPipeline`] to share.
+    """
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_video_processor = False
+
+    def __init__(self, *args, decoder: str | Path | SeedPipeline | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.processor is None:
+            raise ValueError("This pipeline needs a SeedProcessor: pass processor=, or name a repository as model=.")
+        self.processor.check_language_model(self.model)
+        self._decoder = decoder
+        self._drawer: SeedPipeline | None = None
+
+    @property
+    def drawer(self) -> SeedPipeline:
+        """What draws. Its scheduler and other parts may be changed."""
+        if self._drawer is None:
+            shared = {"language_model": self.model, "processor": self.processor}
+            if isinstance(self._decoder, SeedPipeline):
+                self._drawer = SeedPipeline(**self._decoder.components | shared, **_own_settings(self._decoder))
+            else:
+                self._drawer = self._load_drawer(shared)
+            self._drawer.to(self.device)
+        return self._drawer
+
+    def _load_drawer(self, shared: dict) -> SeedPipeline:
+        name = self.processor.name_or_path or self.model.name_or_path
+        if not name:
+            raise ValueError(
+                "This pipeline's parts come from no repository, so it has nothing to draw with: pass decoder=, a "
+                "SeedPipeline."
+            )
+        return SeedPipeline.from_pretrained(name, decoder=self._decoder, dtype=self.model.dtype, **shared)
+
+    def __call__(self, inputs: str | list[str], **kwargs):
+        """
+        Draws prompts.
+
+        Args:
+            inputs: a caption, or a list, dataset or generator of them; "" draws unconditionally.
+            num_images_per_prompt: drawings per caption (1).
+            num_inference_steps, guidance_scale: of the diffusion; the repository's settings if not given.
+            token_guidance_scale: of the language model; likewise.
+            seed: makes drawings repeatable, and independent of the batch they are made in: image k of any caption
+                starts from `seed + k`.
+            generator: a `torch.Generator` instead of `seed`, or for a single caption a list with one per image.
+            height, width: in pixels.
+            progress: whether to show diffusion's progress bar (True).
+            generate_kwargs: of the language model's `generate`, such as `{"do_sample": True, "top_k": 50}`.
+            batch_size: captions drawn at once (1).
+
+        Returns:
+            A PIL image per caption, or a list of them where `num_images_per_prompt` is more than 1.
+        """
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        num_images_per_prompt: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        token_guidance_scale: float | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        progress: bool | None = None,
+        generate_kwargs: dict | None = None,
+    ) -> tuple[dict, dict, dict]:
+        given = {name: value for name, value in locals().items() if name != "self" and value is not None}
+        if "seed" in given and "generator" in given:
+            raise ValueError("Pass either seed or generator, not both.")
+        if given.get("num_images_per_prompt", 1) < 1:
+            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; expected 1 or more.")
+        single = {"single": num_images_per_prompt == 1} if num_images_per_prompt is not None else {}
+        return {}, given, single
+
+    def preprocess(self, prompt: str) -> dict[str, str]:
+        if not isinstance(prompt, str):
+            raise TypeError(f"The prompt is a {type(prompt).__name__}; expected a text or a list of texts.")
+        return {"prompt": prompt}
+
+    def _forward(
+        self,
+        model_inputs: dict,
+        num_images_per_prompt: int = 1,
+        seed: int | None = None,
+        progress: bool = True,
+        **drawing,
+    ) -> dict[str, list]:
+        prompts = model_inputs["prompt"]
+        batched = not isinstance(prompts, str)
+        count = len(prompts) if batched else 1
+        if seed is not None:
+            drawing["generator"] = [
+                torch.Generator().manual_seed(seed + image)
+                for _ in range(count)
+                for image in range(num_images_per_prompt)
+            ]
+        self.drawer.set_progress_bar_config(disable=not progress)
+        images = self.drawer(prompt=prompts, num_images_per_prompt=num_images_per_prompt, **drawing).images
+        if not batched:
+            return {"images": images}
+        return {"images": [images[row * num_images_per_prompt :][:num_images_per_prompt] for row in range(count)]}
+
+    def postprocess(self, model_outputs: dict[str, list], single: bool = True):
+        return model_outputs["images"][0] if single else model_outputs["images"]
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
+        """
+        Saves a whole repository: language model, processor, image tokenizer, decoder, and the code of all of them, so
+        that `pipeline("text-to-image", model=save_directory, trust_remote_code=True)` works where this package is not
+        installed.
+        """
+        root = Path(save_directory)
+        without_language = {"language_model": None, "processor": None}
+        drawer = SeedPipeline(**self.drawer.components | without_language, **_own_settings(self.drawer))
+        with _naming_code(self.model, self.processor):
+            super().save_pretrained(root, **kwargs)
+            self.processor.save_pretrained(root)
+        drawer.save_pretrained(root)
+
+
+def _own_settings(drawer: SeedPipeline) -> dict:
+    names = ("guidance_scale", "num_inference_steps", "token_guidance_scale")
+    return {name: drawer.config[name] for name in names}
+
+
+@contextlib.contextmanager
+def _naming_code(model, processor):
+    """While saving, the configurations name the files of their classes, which `trust_remote_code` then loads."""
+
+    def reference(part) -> str:
+        cls = part if isinstance(part, type) else type(part)
+        return f"{cls.__module__.split('.')[-1]}.{cls.__name__}"
+
+    autos = ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+    auto_maps = [
+        (model.config, {"AutoConfig": reference(model.config)} | dict.fromkeys(autos, reference(model))),
+        (processor, {"AutoProcessor": reference(processor)}),
+        (processor.image_processor, {"AutoImageProcessor": reference(processor.image_processor)}),
+    ]
+    before = [part.__dict__.get("auto_map") for part, _ in auto_maps]
+    for part, auto_map in auto_maps:
+        part.auto_map = auto_map
+    try:
+        yield
+    finally:
+        for (part, _), earlier in zip(auto_maps, before):
+            if earlier is None:
+                del part.auto_map
+            else:
+                part.auto_map = earlier
+        model.config.__dict__.pop("custom_pipelines", None)
+
+
+__all__ = ["SeedTextToImagePipeline"]
