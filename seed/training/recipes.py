@@ -69,12 +69,12 @@ def load_recipe(path: str | Path) -> StageRecipe:
     values = yaml.safe_load(path.read_text())
     if not isinstance(values, dict):
         raise ValueError(f"The recipe {path} is not a mapping of keys to values.")
-    values["data"] = _build(DataRecipe, values.get("data", {}), f"{path}: data")
-    recipe = _build(StageRecipe, values, str(path))
-    _check_keys(recipe.model, SeedConfig, f"{path}: model")
+    values["data"] = build_recipe(DataRecipe, values.get("data", {}), f"{path}: data")
+    recipe = build_recipe(StageRecipe, values, str(path))
+    check_recipe_keys(recipe.model, SeedConfig, f"{path}: model")
     for part in ("qformer_config", "reverse_qformer_config"):
-        _check_keys(recipe.model.get(part, {}), SeedQFormerConfig, f"{path}: model.{part}")
-    _check_keys(recipe.training, TrainingArguments, f"{path}: training")
+        check_recipe_keys(recipe.model.get(part, {}), SeedQFormerConfig, f"{path}: model.{part}")
+    check_recipe_keys(recipe.training, TrainingArguments, f"{path}: training")
     return recipe
 
 
@@ -97,16 +97,26 @@ def apply_head_settings(head, settings: dict[str, Any]) -> None:
         setattr(head, name, value)
 
 
-def _check_keys(values: dict[str, Any], cls: type, where: str) -> None:
+def check_recipe_keys(values: dict[str, Any], cls: type, where: str) -> None:
+    """
+    Raises:
+        ValueError: a key is no field of the dataclass `cls`; the message begins with `where`.
+    """
     known = sorted(item.name for item in dataclasses.fields(cls))
     unknown = sorted(values.keys() - set(known))
     if unknown:
         raise ValueError(f"Unknown key {unknown[0]!r} in the recipe {where}; expected some of {known}.")
 
 
-def _build(cls: type[T], values: dict[str, Any], where: str) -> T:
+def build_recipe(cls: type[T], values: dict[str, Any], where: str) -> T:
+    """
+    The dataclass `cls` from a mapping that was read.
+
+    Raises:
+        ValueError: an unknown or a missing key.
+    """
     known = {item.name: item for item in dataclasses.fields(cls)}
-    _check_keys(values, cls, where)
+    check_recipe_keys(values, cls, where)
     required = {
         name
         for name, item in known.items()

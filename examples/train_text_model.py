@@ -1,0 +1,89 @@
+"""Train a tiny OPT from scratch on text: the language model that seed-tiny is made from.
+
+    python examples/build_text.py --captions data/emoji64/train.parquet --captions data/emoji64/icons.parquet \
+        --output data/text
+    python examples/train_text_model.py --recipe examples/recipes/text_model/tiny.yaml \
+        --data data/text/train.parquet --output runs/text_model
+
+Run it again with the same arguments to resume. The output folder holds the model and its tokenizer, for
+`AutoModelForCausalLM` and `AutoTokenizer`. `seed evaluate text` gives its perplexity on held-out text.
+"""
+
+import argparse
+import math
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, OPTForCausalLM, Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from seed.training.text_model import (
+    TextBlocks,
+    TextModelRecipe,
+    load_text_model_recipe,
+    read_mixture,
+    text_model_config,
+    train_byte_level_tokenizer,
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", required=True, help="YAML file, see examples/recipes/text_model")
+    parser.add_argument("--data", required=True, help="Parquet file with the columns text and source")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the model and its checkpoints")
+    parser.add_argument("--max-steps", type=int, help="length of the run, instead of the recipe's epochs")
+    args = parser.parse_args()
+
+    recipe = load_text_model_recipe(args.recipe)
+    seed = recipe.training.get("seed", 42)
+    texts = read_mixture(args.data, recipe.weights, seed)
+    tokenizer = open_tokenizer(args.output / "text_tokenizer", texts, recipe.vocab_size)
+    blocks = TextBlocks(texts, tokenizer, recipe.block_length)
+    print(f"{len(texts)} documents, {blocks.blocks.size} tokens in {len(blocks)} blocks")
+    set_seed(seed)
+    model = OPTForCausalLM(text_model_config(recipe, tokenizer))
+    train(model, blocks, recipe, args.output / "checkpoints", args.max_steps)
+    save(model, tokenizer, args)
+
+
+def open_tokenizer(folder: Path, texts: list[str], vocab_size: int):
+    """The tokenizer of an earlier start of this run, or a new one: equally frequent pieces fall out differently."""
+    if not (folder / "tokenizer.json").is_file():
+        partial = folder.with_name(f"{folder.name}.part")
+        train_byte_level_tokenizer(texts, vocab_size).save_pretrained(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def train(model, blocks: TextBlocks, recipe: TextModelRecipe, checkpoints: Path, max_steps: int | None) -> None:
+    """Resumes from the last checkpoint, if there is one."""
+    # Trainer wants to be told before it computes in bfloat16 on a CPU.
+    training = {"use_cpu": not torch.cuda.is_available()} | recipe.training
+    options = TrainingArguments(output_dir=str(checkpoints), max_steps=1, **training)
+    batch = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
+    options.max_steps = max_steps or math.ceil(recipe.epochs * len(blocks) / batch)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{parameters / 1e6:.2f}M parameters, {options.max_steps} steps of {batch} blocks")
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    Trainer(model=model, args=options, train_dataset=blocks).train(resume_from_checkpoint=last)
+
+
+def save(model, tokenizer, args: argparse.Namespace) -> None:
+    """All or nothing."""
+    partial = args.output / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    shutil.copy(args.recipe, partial / "recipe.yaml")
+    for item in partial.iterdir():
+        os.replace(item, args.output / item.name)
+    partial.rmdir()
+    print(f"Saved to {args.output}")
+
+
+if __name__ == "__main__":
+    main()
