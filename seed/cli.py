@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__, default_model
+from .command_line import choose_device, positive
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -51,6 +52,9 @@ def _parser(with_converters: bool) -> argparse.ArgumentParser:
     _add_tokenize(verbs)
     _add_detokenize(verbs)
     _add_reconstruct(verbs)
+    _add_caption(verbs)
+    _add_ask(verbs)
+    _add_draw(verbs)
     from .evaluation.command import register as add_evaluate
 
     add_evaluate(verbs)
@@ -67,7 +71,8 @@ def _add_demo(verbs) -> None:
         "demo",
         help="turn pictures into codes and draw them again, on one sheet",
         description="Prints the codes and nearest captions of your pictures and of a few that come with the package, "
-        "and draws each from its first 1, 2, 4, ... and all codes on one contact sheet.",
+        "and draws each from its first 1, 2, 4, ... and all codes on one contact sheet. The language model, if there is "
+        "one, captions them, answers a question about each, and draws some words.",
     )
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="your pictures")
     parser.add_argument("--output", default="seed_demo.png", help="the contact sheet (default: %(default)s)")
@@ -116,18 +121,40 @@ def _add_reconstruct(verbs) -> None:
     parser.set_defaults(func=run_reconstruct)
 
 
+def _add_caption(verbs) -> None:
+    parser = verbs.add_parser("caption", help="words for pictures")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    _add_model_options(parser)
+    parser.set_defaults(func=run_caption)
+
+
+def _add_ask(verbs) -> None:
+    parser = verbs.add_parser("ask", help="a short answer to a question about a picture")
+    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("question", metavar="QUESTION")
+    _add_model_options(parser)
+    parser.set_defaults(func=run_ask)
+
+
+def _add_draw(verbs) -> None:
+    parser = verbs.add_parser("draw", help="drawings of what words say")
+    parser.add_argument("prompt", metavar="PROMPT")
+    parser.add_argument("--count", type=positive, default=1, help="drawings, side by side on one sheet")
+    parser.add_argument("--seed", type=int, default=0, help="drawing k starts from SEED + k")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the picture to write")
+    parser.add_argument("--guidance-scale", type=float, help="of the diffusion (default: the model's setting)")
+    parser.add_argument("--token-guidance-scale", type=float, help="of the language model (likewise)")
+    parser.add_argument("--num-inference-steps", type=positive, help="of the diffusion (likewise)")
+    _add_model_options(parser)
+    parser.set_defaults(func=run_draw)
+
+
 def _add_model_options(parser: argparse.ArgumentParser, batch_size: int | None = None) -> None:
     parser.add_argument("--model", help="folder or Hub id of a SEED repository (default: seed-tiny)")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of all arithmetic (default: %(default)s)")
     parser.add_argument("--device", help="default: the GPU if there is one")
     if batch_size:
-        parser.add_argument("--batch-size", type=_positive, default=batch_size, help="default: %(default)s")
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
+        parser.add_argument("--batch-size", type=positive, default=batch_size, help="default: %(default)s")
 
 
 def run_demo(args: argparse.Namespace) -> int:
@@ -135,11 +162,11 @@ def run_demo(args: argparse.Namespace) -> int:
     print("Importing torch, transformers and diffusers", flush=True)
     from .data.detokenization import check_image_path, save_image
     from .data.images import list_images
-    from .demo import contact_sheet, run_demo, shipped_pictures
+    from .demo import QUESTION, contact_sheet, run_demo, shipped_pictures
 
     check_image_path(args.output)
     own = list_images(args.images) if args.images else []
-    rows = run_demo(
+    rows, drawn_prompts = run_demo(
         args.model or default_model(),
         [*own, *shipped_pictures()],
         seed=args.seed,
@@ -153,7 +180,10 @@ def run_demo(args: argparse.Namespace) -> int:
         print(f"  codes    {' '.join(map(str, row.codes.tolist()))}")
         if row.captions:
             print(f"  nearest  {', '.join(f'{caption} ({score:.2f})' for caption, score in row.captions)}")
-    save_image(contact_sheet(rows), args.output)
+        if row.caption is not None:
+            print(f"  caption  {row.caption}")
+            print(f"  {QUESTION} {row.answer}")
+    save_image(contact_sheet(rows, drawn_prompts), args.output)
     print(f"\nWrote {args.output} in {time.monotonic() - started:.0f} s: each picture, and what its first codes draw.")
     return 0
 
@@ -201,10 +231,45 @@ def run_reconstruct(args: argparse.Namespace) -> int:
     return 0
 
 
-def _pipeline(args: argparse.Namespace):
+def run_caption(args: argparse.Namespace) -> int:
+    from .language_tasks import caption_pictures
+
+    for image, caption in zip(args.images, caption_pictures(_language_model(args), args.images)):
+        print(f"{image}: {caption}")
+    return 0
+
+
+def run_ask(args: argparse.Namespace) -> int:
+    from .language_tasks import answer_question
+
+    print(answer_question(_language_model(args), args.image, args.question))
+    return 0
+
+
+def run_draw(args: argparse.Namespace) -> int:
+    from .data.detokenization import check_image_path, save_image
+    from .language_tasks import draw_prompts, tile
+
+    check_image_path(args.output)
+    settings = ("guidance_scale", "token_guidance_scale", "num_inference_steps")
+    chosen = {name: getattr(args, name) for name in settings if getattr(args, name) is not None}
+    drawings = draw_prompts(_pipeline(args, language_model=True), [args.prompt], args.count, args.seed, **chosen)
+    save_image(tile(drawings), args.output)
+    print(f"Wrote {args.output}: {args.prompt}.")
+    return 0
+
+
+def _language_model(args: argparse.Namespace):
+    from .evaluation.language_model import EvaluatedLanguageModel
+
+    return EvaluatedLanguageModel(args.model or default_model(), _device(args), dtype=_dtype(args))
+
+
+def _pipeline(args: argparse.Namespace, **options):
     from .pipeline_seed import SeedPipeline
 
-    return SeedPipeline.from_pretrained(args.model or default_model(), dtype=_dtype(args)).to(_device(args))
+    name = args.model or default_model()
+    return SeedPipeline.from_pretrained(name, dtype=_dtype(args), **options).to(_device(args))
 
 
 def _dtype(args: argparse.Namespace):
@@ -214,16 +279,7 @@ def _dtype(args: argparse.Namespace):
 
 
 def _device(args: argparse.Namespace):
-    import torch
-
-    if args.device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {args.device}: this machine has no GPU that torch can use.")
-    try:
-        return torch.device(args.device)
-    except RuntimeError as error:
-        raise ValueError(f"--device {args.device}: expected cpu, cuda or cuda:N.") from error
+    return choose_device(args.device)
 
 
 def _quiet() -> None:

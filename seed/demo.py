@@ -1,4 +1,4 @@
-"""What `seed demo` does: pictures to codes, codes to captions and to drawings, all on one contact sheet."""
+"""What `seed demo` does: pictures to codes, codes to words and to drawings, words to drawings, all on one sheet."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,11 +11,15 @@ from PIL import Image, ImageDraw, ImageFont
 from .data.images import load_image
 from .data.tokenization import load_image_tokenizer
 from .evaluation.image_tokenizer import EvaluatedTokenizer
+from .evaluation.language_model import EvaluatedLanguageModel
+from .language_tasks import draw_prompts, has_language_model
 from .pipeline_seed import SeedPipeline, resolve_image_tokenizer
 
 # In the image tokenizer's folder: what its nearest captions are chosen from, one per line, UTF-8.
 CAPTIONS_FILE = "captions.txt"
 NEAREST = 3
+QUESTION = "which kind of thing is it?"  # of those that seed-tiny was trained on; any other model may be asked it too
+PROMPTS = ("red apple", "blue book", "cat face", "house", "sun", "fish", "bus")  # as many as a row of the sheet takes
 CELL, MARGIN, LINE = 128, 8, 18
 
 
@@ -28,6 +32,7 @@ class DemoRow:
         codes: `(num_codes,)`.
         captions: the nearest ones and their cosine, best first; empty if the model has no text branch or no captions.
         drawings: one per prefix length.
+        caption, answer: the language model's, to the paper's prompt and to QUESTION; None without a language model.
     """
 
     name: str
@@ -35,6 +40,8 @@ class DemoRow:
     codes: torch.LongTensor
     captions: list[tuple[str, float]]
     drawings: list[Image.Image]
+    caption: str | None = None
+    answer: str | None = None
 
 
 def shipped_pictures() -> list[Path]:
@@ -58,41 +65,55 @@ def run_demo(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     log: Callable[[str], None] = print,
-) -> list[DemoRow]:
+) -> tuple[list[DemoRow], list[Image.Image]]:
     """
-    Tokenises pictures, finds their nearest captions, and draws them from ever more of their codes.
+    Tokenises pictures, finds their nearest captions, and draws them from ever more of their codes. A language model, if
+    the repository has one, captions them, answers a question about each, and draws PROMPTS.
 
     Args:
         model: a SEED repository.
         paths: the pictures.
         seed: picture i is drawn from one noise, of seed `seed + i`, for every prefix, so that only the codes differ.
         batch_size: drawings at a time.
+
+    Returns:
+        A row per picture, and the drawings of PROMPTS (none without a language model).
     """
     log(f"Loading {model}")
     tokenizer, image_tokenizer, image_processor, captions = _load(model, dtype, device)
-    pipeline = SeedPipeline.from_pretrained(model, image_tokenizer=image_tokenizer, dtype=dtype).to(device)
+    language_model = EvaluatedLanguageModel(model, device, dtype=dtype) if has_language_model(model) else None
+    parts = {"language_model": language_model.model, "processor": language_model.processor} if language_model else {}
+    pipeline = SeedPipeline.from_pretrained(model, image_tokenizer=image_tokenizer, dtype=dtype, **parts).to(device)
     pipeline.image_processor = image_processor
 
     log(f"Tokenising {len(paths)} pictures")
     images = [load_image(path) for path in paths]
     codes = torch.cat([pipeline.tokenize_images([image]) for image in images])
     nearest = _nearest_captions(tokenizer, codes, captions) if captions else [[] for _ in images]
+    written, answers, drawn_prompts = [None] * len(images), [None] * len(images), []
+    if language_model:
+        log("Captioning, answering, and drawing from words")
+        written = language_model.caption(codes)
+        answers = language_model.answer(codes, [QUESTION] * len(images))
+        drawn_prompts = draw_prompts(pipeline, PROMPTS, seed=seed)
 
     lengths = prefix_lengths(codes.shape[1])
     log(f"Drawing {len(images) * len(lengths)} pictures in {pipeline.config.num_inference_steps} steps")
     drawings = _draw(pipeline, codes, lengths, seed, batch_size)
-    return [
-        DemoRow(path.stem, image, row, near, drawn)
-        for path, image, row, near, drawn in zip(paths, images, codes.cpu(), nearest, drawings, strict=True)
-    ]
+    columns = zip(paths, images, codes.cpu(), nearest, drawings, written, answers, strict=True)
+    return [DemoRow(path.stem, *rest) for path, *rest in columns], drawn_prompts
 
 
-def contact_sheet(rows: Sequence[DemoRow]) -> Image.Image:
-    """One row per picture: the original over its nearest caption, then the drawings, headed by the number of codes."""
+def contact_sheet(rows: Sequence[DemoRow], drawn_prompts: Sequence[Image.Image] = ()) -> Image.Image:
+    """
+    One row per picture: the original over its caption (the language model's, else the nearest), then the drawings,
+    headed by the number of codes. Then drawings of PROMPTS, over their words.
+    """
     lengths = prefix_lengths(len(rows[0].codes))
     font = ImageFont.load_default(size=13)
     step_x, step_y = CELL + MARGIN, CELL + LINE + MARGIN
-    sheet = Image.new("RGB", (MARGIN + (1 + len(lengths)) * step_x, MARGIN + LINE + len(rows) * step_y), "white")
+    height = MARGIN + LINE + len(rows) * step_y + (LINE + step_y if drawn_prompts else 0)
+    sheet = Image.new("RGB", (MARGIN + (1 + len(lengths)) * step_x, height), "white")
     draw = ImageDraw.Draw(sheet)
     headers = ["original", *(f"{length} code{'s' if length > 1 else ''}" for length in lengths)]
     for column, header in enumerate(headers):
@@ -103,8 +124,16 @@ def contact_sheet(rows: Sequence[DemoRow]) -> Image.Image:
             left = MARGIN + column * step_x
             picture = _fit(image)
             sheet.paste(picture, (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2))
-        label = f"“{row.captions[0][0]}”" if row.captions else row.name
-        _centre(draw, label, MARGIN, top + CELL, font, "#555555")
+        nearest = row.captions[0][0] if row.captions else None
+        words = row.caption or nearest
+        _centre(draw, f"“{words}”" if words else row.name, MARGIN, top + CELL, font, "#555555")
+    if drawn_prompts:
+        top = MARGIN + LINE + len(rows) * step_y
+        draw.text((MARGIN, top), "drawn from words", fill="black", font=font)
+        for column, (prompt, image) in enumerate(zip(PROMPTS, drawn_prompts)):
+            left = MARGIN + column * step_x
+            sheet.paste(_fit(image), (left, top + LINE))
+            _centre(draw, prompt, left, top + LINE + CELL, font, "#555555")
     return sheet
 
 

@@ -21,6 +21,16 @@ def seed_repository(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def language_repository(tmp_path_factory):
+    """A whole SEED-OPT repository with random weights, see `tiny_language`; copy it before changing it."""
+    from tiny_language import make_language_repository
+
+    folder = tmp_path_factory.mktemp("language_repository")
+    make_language_repository(folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

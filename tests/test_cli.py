@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 from tiny_repository import CAPTIONS, SIZE, pictures
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from seed import SeedModel, SeedPipeline
+from seed import SeedModel, SeedPipeline, SeedProcessor
 from seed.cli import main
-from seed.demo import contact_sheet, prefix_lengths, run_demo, shipped_pictures
+from seed.demo import QUESTION, contact_sheet, prefix_lengths, run_demo, shipped_pictures
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_demo(seed_repository, image, tmp_path, capsys):
 
 
 def test_the_sheet_shows_every_prefix_from_one_noise(seed_repository, image):
-    rows = run_demo(seed_repository, [image, shipped_pictures()[0]], seed=3, batch_size=5, log=lambda line: None)
+    rows, _ = run_demo(seed_repository, [image, shipped_pictures()[0]], seed=3, batch_size=5, log=lambda line: None)
     pipeline = SeedPipeline.from_pretrained(seed_repository)
     assert prefix_lengths(32) == [1, 2, 4, 8, 16, 32] and prefix_lengths(5) == [1, 2, 4, 5]
     sheet = np.asarray(contact_sheet(rows))
@@ -130,8 +130,61 @@ def test_shipped_pictures_have_a_licence_each():
 def test_a_model_without_captions_still_has_a_demo(seed_repository, image, tmp_path):
     shutil.copytree(seed_repository, tmp_path / "model")
     (tmp_path / "model" / "image_tokenizer" / "captions.txt").unlink()
-    rows = run_demo(tmp_path / "model", [image], log=lambda line: None)
+    rows, drawn_prompts = run_demo(tmp_path / "model", [image], log=lambda line: None)
     assert rows[0].captions == [] and len(rows[0].drawings) == 6
+    assert rows[0].caption is None and drawn_prompts == []
+
+
+def test_demo_with_a_language_model(language_repository, image, tmp_path, capsys):
+    sheet = tmp_path / "sheet.png"
+    assert run("demo", image, "--model", language_repository, "--output", sheet) == 0
+    shown = capsys.readouterr().out
+    model, processor = by_hand(language_repository)
+    inputs = processor.caption_prompts(images=[Image.open(image)])
+    caption = write(model, processor, inputs, 32)
+    assert re.search(r"^mine\n  codes .*\n  nearest .*\n  caption (.*)$", shown, re.MULTILINE)[1].strip() == caption
+    assert shown.count(f"  {QUESTION}") == 7
+    assert Image.open(sheet).size == (8 + 7 * 136, 26 + 7 * 154 + 18 + 154)
+
+
+def by_hand(repository):
+    return AutoModelForCausalLM.from_pretrained(repository).eval(), SeedProcessor.from_pretrained(repository)
+
+
+def write(model, processor, inputs, max_new_tokens: int) -> str:
+    """Greedy words after a prompt, by whole forward passes."""
+    ids = inputs["input_ids"]
+    start = ids.shape[1]
+    for _ in range(max_new_tokens):
+        chosen = model(ids).logits[0, -1, : processor.boi_token_id].argmax()
+        if chosen == processor.tokenizer.eos_token_id:
+            break
+        ids = torch.cat([ids, chosen[None, None]], dim=1)
+    return processor.tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip()
+
+
+def test_caption_and_ask(language_repository, image, capsys):
+    model, processor = by_hand(language_repository)
+    picture = Image.open(image)
+    assert run("caption", image, image, "--model", language_repository) == 0
+    caption = write(model, processor, processor.caption_prompts(images=[picture]), 32)
+    assert " ".join(capsys.readouterr().out.split()) == " ".join(f"{image}: {caption} {image}: {caption}".split())
+    assert run("ask", image, "what is it?", "--model", language_repository) == 0
+    answer = write(model, processor, processor.question_prompts("what is it?", images=[picture]), 16)
+    assert capsys.readouterr().out.strip() == answer
+
+
+def test_draw(language_repository, tmp_path, capsys):
+    def drawn(name, *options):
+        assert run("draw", "a red dog", "--output", tmp_path / name, "--model", language_repository, *options) == 0
+        return np.asarray(Image.open(tmp_path / name))
+
+    four = drawn("four.png", "--count", 4, "--seed", 3)
+    assert four.shape == (2 * SIZE + 4, 2 * SIZE + 4, 3)
+    # Drawing k starts from SEED + k, whatever the count.
+    assert np.abs(drawn("second.png", "--seed", 4).astype(int) - four[:SIZE, SIZE + 4 :]).max() <= 1
+    assert np.array_equal(drawn("again.png", "--count", 4, "--seed", 3), four)
+    assert not np.array_equal(drawn("other.png", "--count", 4, "--seed", 9), four)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +200,9 @@ def test_a_model_without_captions_still_has_a_demo(seed_repository, image, tmp_p
         (["reconstruct", "mine.png", "--output", "x.png", "--prefix-length", "40"], "prefix_length is 40"),
         (["demo", "--model", "nowhere", "--output", "x.png"], "'nowhere' is no folder here"),
         (["demo", "--device", "cuda:0"], "no GPU that torch can use"),
+        (["caption", "mine.png"], "has no config.json, so no language model"),
+        (["draw", "a dog", "--output", "x.png"], "no language model"),
+        (["draw", "a dog", "--output", "no/x.png"], "no: no such folder"),
     ],
 )
 def test_mistakes_are_one_clear_line(arguments, message, seed_repository, image, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import argparse
 
+from ..command_line import choose_device, positive
 from .language_command import add_language_tasks
 
 
@@ -67,7 +68,7 @@ def _add_text(tasks) -> None:
     parser.add_argument("--context", type=int, help="tokens of a window (default: the model's positions)")
     parser.add_argument("--limit", type=int, help="score so many documents, chosen at random (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of --limit's choice")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=positive, default=16)
     parser.add_argument("--device", help="default: the GPU if there is one")
     parser.set_defaults(func=run_text)
 
@@ -79,7 +80,7 @@ def _add_common(parser: argparse.ArgumentParser, batch_size: int) -> None:
     parser.add_argument("--format", help="of --data, where it cannot be told from the name (coco, karpathy, ...)")
     parser.add_argument("--image-root", metavar="DIR", help="folder of the pictures that --data names")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for metrics and predictions")
-    parser.add_argument("--batch-size", type=int, default=batch_size)
+    parser.add_argument("--batch-size", type=positive, default=batch_size)
     parser.add_argument("--device", help="default: the GPU if there is one")
 
 
@@ -140,11 +141,7 @@ def model_name(args: argparse.Namespace) -> str:
 
 def default_device(args: argparse.Namespace) -> str:
     """The device that was asked for, else the GPU if there is one."""
-    if args.device:
-        return args.device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(choose_device(args.device))
 
 
 __all__ = ["default_device", "model_name", "register", "run_reconstruction", "run_retrieval", "run_text"]

@@ -2,6 +2,8 @@
 
 import argparse
 
+from ..command_line import positive
+
 
 def add_language_tasks(tasks) -> None:
     """Adds them to the tasks of `seed evaluate`."""
@@ -71,7 +73,7 @@ def _add_common(parser: argparse.ArgumentParser, data: str, batch_size: int) -> 
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for metrics and predictions")
     parser.add_argument("--limit", type=int, help="take so many, chosen at random (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of --limit's choice, of controls and of all noise")
-    parser.add_argument("--batch-size", type=int, default=batch_size)
+    parser.add_argument("--batch-size", type=positive, default=batch_size)
     parser.add_argument("--device", help="default: the GPU if there is one")
 
 

@@ -19,11 +19,12 @@ MAX_ANSWER_TOKENS = 16
 
 class EvaluatedLanguageModel:
     """
-    A SEED language model in float32, its processor, and (when first asked for) its image tokenizer.
+    A SEED language model, its processor, and (when first asked for) its image tokenizer.
 
     Args:
         name: a SEED repository with a language model: folder or Hub id.
         device: where it runs.
+        dtype: of the language model; the image tokenizer is in float32 always.
         num_beams: for captions and answers; the model's generation settings if None.
         token_guidance_scale: for drawing; the processor's setting if None.
         temperature: for drawing: 0 takes the likeliest code each time, more samples; the generation settings if None.
@@ -43,6 +44,7 @@ class EvaluatedLanguageModel:
         temperature: float | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        dtype: torch.dtype = torch.float32,
     ):
         self.name, self.device, self.seed = str(name), device, seed
         if not (fetch(name, {}, ["*.json"]) / "config.json").is_file():
@@ -50,7 +52,7 @@ class EvaluatedLanguageModel:
                 f"{name} has no config.json, so no language model: pass the folder or Hub id of a SEED repository "
                 "that was saved with one (examples/train_language.py makes them)."
             )
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
         if not isinstance(model, SeedLanguageModelMixin):
             raise ValueError(f"{name} holds a {type(model).__name__}, which knows no images; expected a SEED model.")
         self.model = model.eval().to(device)
@@ -89,7 +91,7 @@ class EvaluatedLanguageModel:
             "class": type(self.model).__name__,
             "weights_sha256": weight_hash(self.model),
             "image_tokenizer": self.model.config.image_tokenizer_hash,
-            "dtype": "float32",
+            "dtype": str(self.model.dtype).removeprefix("torch."),
         }
 
     def caption(self, codes: torch.LongTensor) -> list[str]:
