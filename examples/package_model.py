@@ -1,10 +1,12 @@
-"""Puts a trained image tokenizer and a Stable Diffusion decoder into one repository, as on the Hub.
+"""Puts a trained image tokenizer, a Stable Diffusion decoder and a language model into one repository, as on the Hub.
 
     python examples/package_model.py --image-tokenizer runs/image_tokenizer --decoder runs/stable_diffusion \
         --captions emoji64/train.parquet --guidance-scale 3 --num-inference-steps 12 --output hub_configs/seed-tiny
 
-The distinct first captions of `--captions` become image_tokenizer/captions.txt, from which `seed demo` chooses the
-nearest. An existing README.md in the output folder is kept.
+and once more with `--language-model runs/language2` when that is trained: on the codes of the image tokenizer as it was
+packaged, because weights that are rounded to bfloat16 make a few other codes. The distinct first captions of
+`--captions` become image_tokenizer/captions.txt, from which `seed demo` chooses the nearest. An existing README.md in
+the output folder is kept.
 """
 
 import argparse
@@ -13,9 +15,9 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from seed import SeedImageProcessorPil, SeedModel, SeedPipeline
+from seed import SeedImageProcessorPil, SeedModel, SeedPipeline, SeedProcessor
 from seed.data.image_text import load_image_text
 from seed.demo import CAPTIONS_FILE
 
@@ -31,6 +33,8 @@ def main() -> None:
     parser.add_argument("--captions", required=True, help="image-text data whose first captions `seed demo` knows")
     parser.add_argument("--guidance-scale", type=float, default=7.5)
     parser.add_argument("--num-inference-steps", type=int, default=50)
+    parser.add_argument("--language-model", help="folder that examples/train_language.py wrote")
+    parser.add_argument("--token-guidance-scale", type=float, help="of the language model when it draws")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
@@ -59,8 +63,28 @@ def main() -> None:
     AutoTokenizer.from_pretrained(arguments.image_tokenizer).save_pretrained(folder)
     captions = dict.fromkeys(captions[0] for captions in load_image_text(arguments.captions)["captions"])
     (folder / CAPTIONS_FILE).write_text("\n".join(captions) + "\n", encoding="utf-8")
+    if arguments.language_model:
+        add_language_model(arguments, dtype)
     size = sum(file.stat().st_size for file in Path(arguments.output).rglob("*") if file.is_file())
     print(f"{arguments.output}: {size / 1e6:.1f} MB, {len(captions)} captions")
+
+
+def add_language_model(arguments: argparse.Namespace, dtype: torch.dtype) -> None:
+    """
+    Raises:
+        ValueError: it was not trained on the codes of the image tokenizer as it was packaged.
+    """
+    output = Path(arguments.output)
+    processor = SeedProcessor.from_pretrained(arguments.language_model)
+    processor.set_image_tokenizer(SeedModel.from_pretrained(output / "image_tokenizer", dtype=torch.float32))
+    processor.image_repository, processor.decoder_repository = "image_tokenizer", "decoder"
+    processor.guidance_scale = arguments.guidance_scale
+    processor.num_inference_steps = arguments.num_inference_steps
+    processor.token_guidance_scale = arguments.token_guidance_scale
+    model = AutoModelForCausalLM.from_pretrained(arguments.language_model, dtype=dtype)
+    processor.check_language_model(model)
+    model.save_pretrained(output)
+    processor.save_pretrained(output)
 
 
 def _edit_json(path: Path, values: dict) -> None:

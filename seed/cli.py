@@ -71,8 +71,8 @@ def _add_demo(verbs) -> None:
         "demo",
         help="turn pictures into codes and draw them again, on one sheet",
         description="Prints the codes and nearest captions of your pictures and of a few that come with the package, "
-        "and draws each from its first 1, 2, 4, ... and all codes on one contact sheet. The language model, if there is "
-        "one, captions them, answers a question about each, and draws some words.",
+        "and draws each from its first 1, 2, 4, ... and all codes on one contact sheet. The language model, if any, "
+        "captions them, answers a question about each, and draws some words.",
     )
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="your pictures")
     parser.add_argument("--output", default="seed_demo.png", help="the contact sheet (default: %(default)s)")
