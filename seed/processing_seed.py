@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase
-from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import ProcessorMixin
 
 from .modeling_seed import SeedModel
@@ -272,7 +271,9 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
             images: an image (PIL, array, tensor, path or address), or lists of them.
             images_kwargs: of the image processor.
         """
-        images = make_flat_list_of_images(self.image_processor.fetch_images(_paths_as_text(images)))
+        images = self.image_processor.fetch_images(_flatten_images(images))
+        if not images:
+            return torch.empty(0, self.num_codes, dtype=torch.long)
         model, codes = self.load_image_tokenizer(), []
         for start in range(0, len(images), _IMAGES_PER_BATCH):
             batch = self.image_processor(
@@ -491,21 +492,21 @@ def _visual_tokens(codebook_size: int) -> list[str]:
 
 def _check_visual_tokens(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> int:
     """The id of `<img>`, if `</img>` and the codes follow it without a gap and nothing follows them."""
-    vocabulary = tokenizer.get_vocab()
-    first = len(tokenizer) - codebook_size - 2
-    for place, token in enumerate(_visual_tokens(codebook_size)):
-        found = vocabulary.get(token)
-        if found is None:
+    vocabulary, wanted = tokenizer.get_vocab(), _visual_tokens(codebook_size)
+    missing = next((token for token in wanted if token not in vocabulary), None)
+    if missing is not None:
+        raise ValueError(
+            f"The tokenizer has no token {missing}; a codebook of {codebook_size} codes needs <img>, </img> and "
+            f"{wanted[2]} ... {wanted[-1]}: call SeedProcessor.extend_tokenizer(tokenizer, codebook_size) on the text "
+            "model's own tokenizer."
+        )
+    first = len(tokenizer) - len(wanted)
+    for place, token in enumerate(wanted):
+        if vocabulary[token] != first + place:
             raise ValueError(
-                f"The tokenizer has no token {token}; a codebook of {codebook_size} codes needs <img>, </img> and "
-                f"{CODE_TOKEN.format(0)} ... {CODE_TOKEN.format(codebook_size - 1)}: call "
-                "SeedProcessor.extend_tokenizer(tokenizer, codebook_size)."
-            )
-        if found != first + place:
-            raise ValueError(
-                f"The tokenizer's {token} has the id {found}; expected {first + place}: of {len(tokenizer)} ids, the "
-                f"last {codebook_size + 2} must be <img>, </img> and the {codebook_size} codes, in order. Extend the "
-                "text model's own tokenizer afresh, with the image tokenizer's codebook_size."
+                f"The tokenizer's {token} has the id {vocabulary[token]}; expected {first + place}: of "
+                f"{len(tokenizer)} ids, the last {len(wanted)} must be <img>, </img> and the {codebook_size} codes, in "
+                "order. Extend the text model's own tokenizer afresh, with the image tokenizer's codebook_size."
             )
     return first
 
@@ -530,7 +531,7 @@ def _holds_images(group) -> bool:
     """Whether this is a list of images or of codes, not one image's codes or pixels."""
     if isinstance(group, torch.Tensor):
         return group.dim() == 2 and not group.is_floating_point()
-    return isinstance(group, (list, tuple)) and not all(isinstance(item, int) for item in group)
+    return isinstance(group, (list, tuple)) and not (group and isinstance(group[0], int))
 
 
 def _flatten_codes(codes) -> list:
@@ -544,10 +545,13 @@ def _flatten_codes(codes) -> list:
     return [row for part in codes for row in _flatten_codes(part)]
 
 
-def _paths_as_text(images):
+def _flatten_images(images) -> list:
+    """One entry per image, from an image, a batch as array or tensor, or lists of any depth."""
     if isinstance(images, (list, tuple)):
-        return [_paths_as_text(image) for image in images]
-    return str(images) if isinstance(images, Path) else images
+        return [image for part in images for image in _flatten_images(part)]
+    if getattr(images, "ndim", 3) == 4:
+        return list(images)
+    return [str(images) if isinstance(images, Path) else images]
 
 
 def _rows(ids) -> list[list[int]]:
