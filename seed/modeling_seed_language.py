@@ -186,7 +186,8 @@ class SeedLanguageModelMixin:
         `GenerationMixin.generate`, kept within the grammar of words and images.
 
         Args:
-            input_ids: `(batch, length)`, padded on the left (`attention_mask` says where).
+            input_ids: `(batch, length)`, padded on the left (`attention_mask` says where). In mode "text" it may be
+                `inputs_embeds` instead, or nothing.
             generation_mode: "text" writes words only; "image" one image, exactly `num_codes` codes and `</img>`, after
                 a prompt whose `<img>` is added where it is missing; "interleaved" lets the model choose, and keeps
                 every image that it opens whole.
@@ -203,11 +204,12 @@ class SeedLanguageModelMixin:
         if generation_mode not in GENERATION_MODES:
             raise ValueError(f"generation_mode is {generation_mode!r}; expected one of {', '.join(GENERATION_MODES)}.")
         input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
-        if input_ids is None:
-            raise ValueError("Pass input_ids, `(batch, length)`: SeedProcessor makes them.")
+        if input_ids is None and generation_mode != "text":
+            raise ValueError(f"generation_mode={generation_mode!r} needs input_ids, which SeedProcessor makes.")
         if generation_mode == "image":
             input_ids, kwargs = self._open_image(input_ids, kwargs)
-        prompt_length = input_ids.shape[1]
+        prompt = next((given for given in (input_ids, kwargs.get("inputs_embeds")) if given is not None), None)
+        prompt_length = 1 if prompt is None else prompt.shape[1]  # without a prompt, transformers starts from SOS
         settings = generation_config or self.generation_config
         new_tokens = self._room_for_answer(prompt_length, generation_mode, settings, kwargs)
         kwargs.update(max_new_tokens=new_tokens, max_length=None)

@@ -296,6 +296,14 @@ class TestOtherModes:
         settings = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": None}
         assert torch.equal(model.generate(words(), **settings), text_model.generate(words(), **settings))
 
+    def test_text_mode_starts_from_embeddings_or_nothing(self, pair):
+        _, model = pair
+        settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+        expected = model.generate(words(), **settings)[:, 9:]
+        assert torch.equal(model.generate(inputs_embeds=model.embed_ids(words()), **settings), expected)
+        start = torch.tensor([[model.config.bos_token_id]])
+        assert torch.equal(model.generate(**settings), model.generate(start, **settings))
+
     def test_text_mode_never_writes_visual_tokens(self, model):
         with torch.no_grad():
             model.visual_head.weight.mul_(100)
@@ -382,6 +390,6 @@ class TestBadInput:
         with pytest.raises(ValueError, match="let all or none"):
             model.generate(prompts, generation_mode="image")
 
-    def test_no_prompt(self, model):
-        with pytest.raises(ValueError, match="Pass input_ids"):
-            model.generate(generation_config=GenerationConfig(max_new_tokens=3))
+    def test_an_image_needs_a_prompt(self, model):
+        with pytest.raises(ValueError, match="generation_mode='image' needs input_ids"):
+            model.generate(generation_mode="image", generation_config=GenerationConfig(max_new_tokens=40))
