@@ -65,7 +65,7 @@ def evaluate_captions(
     Captions pictures, scores the captions, prints the table and writes it to a folder.
 
     Args:
-        output: folder for `caption.json`, `caption_predictions.parquet` and `captions.jpg`.
+        output: folder for `caption.json`, `caption_predictions.parquet` and `captions.png`.
         train_pictures: whose names the retrieval captioner chooses from; None leaves it out.
         references: "captions", or "names": the column `names` (else the captions) is all that COCO's metrics compare
             with. Exact-name accuracy always means `names`.
@@ -182,7 +182,7 @@ def _write(
     write_parquet(output / "caption_predictions.parquet", rows)
     shown = sheet_rows(len(found), report["settings"]["seed"])
     cells = [SheetCell(found[i].image, captions[LANGUAGE_MODEL][i] or "(nothing)", names[i][0]) for i in shown]
-    save_sheet(cells, output / "captions.jpg")
+    save_sheet(cells, output / "captions.png")
     write_json(output / "caption.json", report)
 
 

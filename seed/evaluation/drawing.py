@@ -175,7 +175,7 @@ def evaluate_drawings(
 
     Args:
         pictures: whose names are the prompts.
-        output: folder for `draw.json`, `draw_predictions.parquet` and `drawings.jpg`.
+        output: folder for `draw.json`, `draw_predictions.parquet` and `drawings.png`.
         train_pictures: for the oracle; they count as real pictures, too.
         further_pictures: more real pictures, of other styles.
         limit: so many names, chosen at random by the model's seed; None draws all.
@@ -291,7 +291,7 @@ def _write(
         SheetCell(drawings[number], prompts[number].name, f"judge: {concepts.names[top[number, 0]]}")
         for number in sorted(drawings)
     ]
-    save_sheet(cells, output / "drawings.jpg")
+    save_sheet(cells, output / "drawings.png")
     write_json(output / "draw.json", report)
 
 

@@ -18,8 +18,8 @@ class SheetCell:
     """
     Args:
         image: RGB.
-        title: the line under it.
-        note: a second, grey line.
+        title: under it, on one or two lines.
+        note: a grey line under the title.
     """
 
     image: Image.Image
@@ -35,7 +35,7 @@ def sheet_rows(count: int, seed: int, pictures: int = PICTURES) -> np.ndarray:
 def draw_sheet(cells: Sequence[SheetCell], columns: int = COLUMNS) -> Image.Image:
     """Rows of pictures, scaled to one size, titles and notes under them."""
     font = ImageFont.load_default(size=11)
-    step_x, step_y = CELL + MARGIN, CELL + 2 * LINE + MARGIN
+    step_x, step_y = CELL + MARGIN, CELL + 3 * LINE + MARGIN
     rows = -(-len(cells) // columns)
     sheet = Image.new("RGB", (MARGIN + columns * step_x, MARGIN + rows * step_y), "white")
     draw = ImageDraw.Draw(sheet)
@@ -43,16 +43,18 @@ def draw_sheet(cells: Sequence[SheetCell], columns: int = COLUMNS) -> Image.Imag
         left, top = MARGIN + number % columns * step_x, MARGIN + number // columns * step_y
         picture = _fit(cell.image)
         sheet.paste(picture, (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2))
-        for line, (text, color) in enumerate([(cell.title, "black"), (cell.note, "#777777")]):
+        lines = [(text, "black") for text in _two_lines(cell.title, draw, font)] + [(cell.note, "#777777")]
+        for line, (text, color) in enumerate(lines):
             text = _shorten(text, draw, font)
             draw.text((left + (CELL - draw.textlength(text, font)) / 2, top + CELL + line * LINE), text, color, font)
     return sheet
 
 
 def save_sheet(cells: Sequence[SheetCell], path: Path) -> None:
-    """Writes a JPEG, all or nothing; small enough to be committed (64 pictures: about 200 KB)."""
+    """Writes a PNG of 256 colours, all or nothing; small enough to be committed (64 pictures: under 400 KB)."""
     temporary = path.with_name(path.name + ".tmp")
-    draw_sheet(cells).save(temporary, "JPEG", quality=85)
+    few_colors = draw_sheet(cells).quantize(256, dither=Image.Dither.NONE)
+    few_colors.save(temporary, "PNG", optimize=True)
     os.replace(temporary, path)
 
 
@@ -60,6 +62,16 @@ def _fit(image: Image.Image) -> Image.Image:
     scale = CELL / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+
+
+def _two_lines(text: str, draw: ImageDraw.ImageDraw, font) -> list[str]:
+    """As many words as fit on the first line, all others on the second."""
+    words = text.split()
+    fitting = len(words)
+    while fitting > 1 and draw.textlength(" ".join(words[:fitting]), font) > CELL:
+        fitting -= 1
+    lines = [" ".join(words[:fitting]), " ".join(words[fitting:])]
+    return [line for line in lines if line]
 
 
 def _shorten(text: str, draw: ImageDraw.ImageDraw, font) -> str:

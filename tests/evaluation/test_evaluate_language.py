@@ -107,7 +107,7 @@ def test_captions(repository, language, emoji, tmp_path, monkeypatch, capsys):
     assert report["results"]["language model"]["cider"] == pytest.approx(np.mean(ours))
     assert report["differences"]["cider"]["mean"] == pytest.approx(np.mean(ours) - np.mean(theirs))
     assert report["results"]["language model"]["meteor"] is None
-    assert Image.open(output / "captions.jpg").width > 8 * CELL
+    assert Image.open(output / "captions.png").width > 8 * CELL
     printed = capsys.readouterr().out
     assert "Captions of 6 of 6 pictures" in printed and "No meteor: Java was not found" in printed
 
@@ -220,7 +220,7 @@ def test_drawings(repository, language, emoji, tmp_path, monkeypatch, capsys):
     mean = np.mean([row["language model similarity"] for row in rows])
     assert results["language model"]["similarity"] == pytest.approx(mean)
     assert results["nearest training picture (oracle)"]["similarity"] > results["shuffled"]["similarity"]
-    assert Image.open(tmp_path / "out" / "drawings.jpg").height > CELL
+    assert Image.open(tmp_path / "out" / "drawings.png").height > CELL
     assert "Drawings of 5 of 5 names" in capsys.readouterr().out
 
     # From kept features, another batch size and fewer prompts: the same drawings, judged the same.

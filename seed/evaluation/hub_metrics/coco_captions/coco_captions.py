@@ -117,7 +117,7 @@ def _why_no_spice(java: bool) -> str | None:
     folder = Path(pycocoevalcap.__path__[0]) / "spice" / "lib"
     absent = [name for name in _SPICE_FILES if not (folder / name).is_file()]
     if absent:
-        return f"SPICE needs {' and '.join(absent)} of Stanford CoreNLP in {folder}; they are not there."
+        return f"SPICE needs {' and '.join(absent)} of Stanford CoreNLP in pycocoevalcap's spice/lib; not found there."
     return None
 
 
