@@ -1,5 +1,5 @@
 """
-Captions of pictures (the paper's Table 3 on COCO), by COCO's metrics and by exact names.
+Captions of pictures (the paper does it on COCO), by COCO's metrics and by exact names.
 
 Beside the language model stand a retrieval captioner that reads the same codes (the training name whose text feature is
 nearest to the codes' feature, both by the image tokenizer's own contrastive heads) and a shuffled control: the language

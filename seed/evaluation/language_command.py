@@ -20,6 +20,8 @@ def _add_caption(tasks) -> None:
         "--output.",
     )
     _add_common(parser, "pictures and captions, see seed.data", batch_size=32)
+    parser.add_argument("--format", help="of --data, where it cannot be told from the name (coco, karpathy, ...)")
+    parser.add_argument("--image-root", metavar="DIR", help="folder of the pictures that --data names")
     parser.add_argument("--num-beams", type=int, help="default: the model's generation settings")
     parser.add_argument(
         "--references", choices=["captions", "names"], default="captions", help="what COCO's metrics compare with"
@@ -82,7 +84,7 @@ def run_caption(args: argparse.Namespace) -> int:
     from .pictures import PictureSet
 
     evaluate_captions(
-        PictureSet(args.data, args.split),
+        PictureSet(args.data, args.split, args.format, args.image_root),
         args.output,
         _language_model(args, num_beams=args.num_beams),
         train_pictures=PictureSet(args.train_data, args.train_split) if args.train_data else None,

@@ -52,3 +52,19 @@ def test_seed_tiny(tmp_path):
     assert tasks == ["retrieval"] * 5 + ["reconstruction"] * 3
     assert all(call.model is None and call.data == "emoji" for call in calls)
     assert calls[5].prefix_lengths == (1, 2, 4, 8, 16)
+
+
+@pytest.mark.parametrize("model", [None, "a model"])
+def test_seed_tiny_language(tmp_path, model):
+    extra = [model] if model else []
+    calls = commands("seed_tiny_language.sh", "emoji", "questions", "out", *extra, tmp_path=tmp_path)
+    assert [call.task for call in calls] == ["caption"] * 3 + ["vqa"] * 4 + ["draw"] * 2
+    assert all(call.model == model for call in calls)
+    assert [call.data for call in calls] == ["emoji"] * 3 + ["questions"] * 4 + ["emoji"] * 2
+    assert calls[6].train_split == "easy_vqa_train" and calls[7].also_real == ["val_style"]
+
+
+def test_captioning_and_vqa(tmp_path):
+    calls = commands("captioning_and_vqa.sh", "model", "data", "out", tmp_path=tmp_path)
+    assert [call.output for call in calls] == ["out/coco", "out/vqav2", "out/gqa"]
+    assert (calls[0].image_root, calls[0].num_beams, calls[0].split) == ("data/coco", 5, "test")

@@ -1,0 +1,23 @@
+#!/bin/sh
+# Captions of COCO (Karpathy's test split, the paper's prompt "A photo of") and answers to VQAv2's and GQA's questions
+# ("Question: {} Short answer").
+#
+#   sh examples/reproduce/captioning_and_vqa.sh MODEL DATA OUTPUT
+#
+# MODEL   a SEED repository with a language model
+# DATA    a folder with dataset_coco.json, its pictures in coco/ (as for table1_retrieval.sh), and vqav2.parquet and
+#         gqa.parquet: `question`, `answers` (ten of VQAv2, one of GQA), `image`, and, if there is one, `kind`
+# OUTPUT  metrics and predictions go to OUTPUT/coco, OUTPUT/vqav2 and OUTPUT/gqa
+#
+# The paper, COCO (times 100):  CIDEr   BLEU@4   METEOR
+#   BLIP-2                      131.0
+#   SEED-OPT2.7B                119.0   34.6     28.4
+# METEOR and the PTB tokenizer need Java; without it the report says what is missing.
+set -eu
+model=$1 data=$2 output=$3
+
+seed evaluate caption --model "$model" --num-beams 5 \
+    --data "$data/dataset_coco.json" --image-root "$data/coco" --split test --output "$output/coco"
+for set in vqav2 gqa; do
+    seed evaluate vqa --model "$model" --data "$data/$set.parquet" --output "$output/$set"
+done
