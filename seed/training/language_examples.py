@@ -1,0 +1,328 @@
+"""What the language model trains on: files of codes with words, mixed, as a function of the seed and the position."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+import yaml
+from torch.utils.data import Dataset
+from transformers import TrainingArguments
+
+from ..data.codes import CodesMetadata, codes_schema, read_codes, read_metadata
+from .recipes import build_recipe, check_recipe_keys
+
+logger = logging.getLogger(__name__)
+
+# Task: the column that a file needs for it. Files of captions serve two tasks.
+TASKS = {
+    "caption": "captions",
+    "drawing": "captions",
+    "question": "question",
+    "document": "segments",
+    "instruction": "messages",
+}
+
+
+@dataclass
+class LoraRecipe:
+    """
+    Args:
+        rank: of the update of every attention and feed-forward weight. The paper does not say which; our choice.
+        alpha: the update is scaled by alpha / rank.
+        dropout: on the input of the update.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+
+
+@dataclass
+class LanguageRecipe:
+    """
+    A stage of the language model.
+
+    Args:
+        epochs: passes over the mixture.
+        training: keyword arguments of transformers' `TrainingArguments`; `per_device_train_batch_size` counts examples.
+        tasks: how often every row comes per epoch as `caption` (image to text), `drawing` (text to image), `question`,
+            `document` or `instruction`; 0.5: every second one.
+        capacity: tokens to a packed row.
+        lora: see [`LoraRecipe`].
+        caption_dropout: share of the drawing examples without caption, from which guidance on tokens learns.
+        first_caption_probability: how often the first caption is taken where a picture has several; else any of them.
+        augmented_drawings: whether drawing examples take any view of a picture, or the first (the picture itself) only.
+        dtype: of the frozen weights; what is trained is float32.
+    """
+
+    epochs: float
+    training: dict[str, Any]
+    tasks: dict[str, float]
+    capacity: int = 512
+    lora: LoraRecipe = field(default_factory=LoraRecipe)
+    caption_dropout: float = 0.1
+    first_caption_probability: float = 0.5
+    augmented_drawings: bool = True
+    dtype: str = "float32"
+
+
+def load_language_recipe(path: str | Path) -> LanguageRecipe:
+    """
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a mapping, an unknown or a missing key or task.
+    """
+    values = yaml.safe_load(Path(path).read_text())
+    if not isinstance(values, dict):
+        raise ValueError(f"The recipe {path} is not a mapping of keys to values.")
+    values["lora"] = build_recipe(LoraRecipe, values.get("lora", {}), f"{path}: lora")
+    recipe = build_recipe(LanguageRecipe, values, str(path))
+    check_recipe_keys(recipe.training, TrainingArguments, f"{path}: training")
+    unknown = sorted(recipe.tasks.keys() - TASKS.keys())
+    if unknown or not recipe.tasks:
+        raise ValueError(f"{path}: tasks are {list(recipe.tasks)}; expected some of {', '.join(TASKS)}.")
+    return recipe
+
+
+class LanguageFile:
+    """
+    One Parquet file of codes and words, checked.
+
+    | task | columns |
+    |---|---|
+    | `caption`, `drawing` | `codes`, `captions` (list of texts; rows without any are left out) |
+    | `question` | `codes`, `question`, `answer` or `answers` (each right; one is drawn) |
+    | `document` | `segments`: list of `{text, codes}`, one of the two set |
+    | `instruction` | `messages`: list of `{role, content}`, see [`SeedProcessor.instruction_example`] |
+
+    Rows of one `id` are views of one picture, the first of them the picture itself; an epoch takes one of them.
+
+    Args:
+        path: as `seed tokenize` and examples/build_codes.py write it.
+        image_tokenizer_hash: [`SeedModel.codes_hash`] of the image tokenizer that the model is for.
+        codebook_size, num_codes: of that tokenizer.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no columns of any task; codes that another image tokenizer made, that do not say which did, or that
+            are out of range; the message names the file and what to do.
+    """
+
+    def __init__(self, path: str | Path, image_tokenizer_hash: str, codebook_size: int, num_codes: int):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{path}: no such file.")
+        _check_provenance(self.path, image_tokenizer_hash)
+        columns = pq.read_schema(self.path).names
+        self.tasks = [task for task, column in TASKS.items() if column in columns]
+        if not self.tasks:
+            raise ValueError(
+                f"{path}: has the columns {', '.join(columns)}; expected captions, question, segments or messages."
+            )
+        wanted = {*(TASKS[task] for task in self.tasks), "answer", "answers"}
+        self.table = pq.read_table(self.path, columns=[name for name in columns if name in wanted])
+        self.codes, self.rows = None, np.arange(len(self.table))
+        ids = self.rows
+        if {"captions", "question"} & set(columns):
+            file = read_codes(self.path, codebook_size, num_codes)
+            self.codes, ids = file.codes.numpy().astype(np.int32), file.ids
+        if "captions" in columns:
+            counts = pc.fill_null(pc.list_value_length(self.table["captions"]), 0)
+            self.rows = np.flatnonzero(counts.to_numpy() > 0)
+        if "question" in columns:
+            ids = np.arange(len(self.table))  # several questions about one picture are no views
+        self.views = _group(np.asarray(ids)[self.rows], self.rows)
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def example(self, processor, task: str, number: int, rng: np.random.Generator, recipe: LanguageRecipe) -> dict:
+        """The example that picture (or row) `number` gives, with its `name`."""
+        views = self.views[number]
+        plain = task == "drawing" and not recipe.augmented_drawings
+        row = int(views[0 if plain else rng.integers(len(views))])
+        name = f"{self.path.name}, row {row}"
+        try:
+            return self._build(processor, task, row, rng, recipe) | {"name": name}
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from error
+
+    def _build(self, processor, task: str, row: int, rng: np.random.Generator, recipe: LanguageRecipe) -> dict:
+        value = self.table[TASKS[task]][row].as_py()
+        if task == "document":
+            return processor.document_example([_segment(segment) for segment in value])
+        if task == "instruction":
+            return processor.instruction_example(value)
+        codes = self.codes[row]
+        if task == "question":
+            answers = self.table["answers" if "answers" in self.table.column_names else "answer"][row].as_py()
+            answer = answers if isinstance(answers, str) else answers[rng.integers(len(answers))]
+            return processor.question_example(codes, value, answer)
+        first = rng.random() < recipe.first_caption_probability
+        caption = value[0 if first else rng.integers(len(value))]
+        if task == "caption":
+            return processor.caption_example(codes, caption)
+        return processor.drawing_example("" if rng.random() < recipe.caption_dropout else caption, codes)
+
+
+class LanguageDataset(Dataset):
+    """
+    All examples of a training run, in order.
+
+    Which example stands at a position depends on the seed and the position only, so that a run that resumes goes on
+    exactly as it would have. In an epoch every row comes as often as its tasks' weights say. A row whose example is
+    longer than `max_length` gives its place to the next one, and a warning names it.
+
+    Args:
+        files: the data; each serves the tasks whose columns it has.
+        processor: [`SeedProcessor`].
+        recipe: its `tasks` and how captions are drawn.
+        max_length: tokens that an example may have: the smaller of the recipe's capacity and the model's context.
+        seed: of the order and of all draws.
+        examples: length of the run; None for one epoch.
+
+    Raises:
+        ValueError: a task that no file has the columns for, or no data at all.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[LanguageFile],
+        processor,
+        recipe: LanguageRecipe,
+        max_length: int,
+        seed: int = 0,
+        examples: int | None = None,
+    ):
+        self.processor, self.recipe, self.max_length, self.seed = processor, recipe, max_length, seed
+        self.tasks = [task for task, weight in recipe.tasks.items() if weight]
+        self.files = {task: [file for file in files if task in file.tasks] for task in self.tasks}
+        self.offsets = {
+            task: np.cumsum([0] + [len(file) for file in files_of]) for task, files_of in self.files.items()
+        }
+        for task in self.tasks:
+            if not self.offsets[task][-1]:
+                raise ValueError(
+                    f"The recipe asks for {task} examples, but none of {[str(file.path) for file in files]} has rows "
+                    f"with a column {TASKS[task]!r}. Pass such a file, or take the task out of the recipe."
+                )
+        counts = [round(recipe.tasks[task] * int(self.offsets[task][-1])) for task in self.tasks]
+        self.slots = np.cumsum([0, *counts])
+        self.epoch_length = int(self.slots[-1])
+        if not self.epoch_length:
+            raise ValueError("The recipe's tasks have such small weights that an epoch holds no example.")
+        self.examples = self.epoch_length if examples is None else examples
+        self._warned: set[str] = set()
+
+    def __len__(self) -> int:
+        return self.examples
+
+    def __getitem__(self, position: int) -> dict:
+        """`{"input_ids": list[int], "labels": list[int], "name": str}`."""
+        epoch, place = divmod(position, self.epoch_length)
+        slot = int(_permutation(self.epoch_length, self.seed, 0, epoch)[place])
+        which = int(np.searchsorted(self.slots, slot, side="right")) - 1
+        task, count = self.tasks[which], int(self.slots[which + 1] - self.slots[which])
+        turn = epoch * count + slot - int(self.slots[which])
+        rng = np.random.default_rng((self.seed, 1, position))
+        rows = int(self.offsets[task][-1])
+        for attempt in range(rows):
+            example = self._example(task, which, turn + attempt, rng)
+            if len(example["input_ids"]) <= self.max_length:
+                return example
+            if example["name"] not in self._warned:
+                self._warned.add(example["name"])
+                logger.warning(
+                    "%s is left out: as a %s it has %d tokens, and %d fit.",
+                    example["name"], task, len(example["input_ids"]), self.max_length,
+                )  # fmt: skip
+        raise ValueError(f"Every {task} example is longer than {self.max_length} tokens; raise the recipe's capacity.")
+
+    def _example(self, task: str, which: int, turn: int, rng: np.random.Generator) -> dict:
+        """The task's example number `turn` of the whole run."""
+        offsets = self.offsets[task]
+        rows = int(offsets[-1])
+        number = int(_permutation(rows, self.seed, 2 + which, turn // rows)[turn % rows])
+        file = int(np.searchsorted(offsets, number, side="right")) - 1
+        return self.files[task][file].example(self.processor, task, number - int(offsets[file]), rng, self.recipe)
+
+
+def write_views(
+    path: str | Path, codes: torch.LongTensor, captions: Sequence[Sequence[str]], metadata: CodesMetadata
+) -> None:
+    """
+    Writes the codes of several views of every picture as a file that [`LanguageFile`] reads, all or nothing.
+
+    Args:
+        codes: `(pictures, views, num_codes)`; the first view is the picture itself.
+        captions: of each picture.
+        metadata: what made the codes.
+    """
+    path = Path(path)
+    rows = [
+        {"id": str(picture), "codes": view, "captions": list(captions[picture])}
+        for picture, views in enumerate(codes.tolist())
+        for view in views
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    pq.write_table(pa.Table.from_pylist(rows, schema=codes_schema(metadata, with_captions=True)), temporary)
+    os.replace(temporary, path)
+
+
+def _check_provenance(path: Path, expected: str) -> None:
+    stored = read_metadata(path) or {}
+    made_by = stored.get("image_tokenizer")
+    if made_by is None:
+        raise ValueError(
+            f"{path} does not say which image tokenizer made its codes. Make them with `seed tokenize` or "
+            "examples/build_codes.py, or stamp them with seed.data.codes."
+        )
+    if made_by != expected:
+        raise ValueError(
+            f"{path}: an image tokenizer with weights {made_by[:12]}... made these codes; the model is for "
+            f"{expected[:12]}..., to which they mean other things. Tokenise the pictures again with that one."
+        )
+
+
+def _group(ids: np.ndarray, rows: np.ndarray) -> list[np.ndarray] | np.ndarray:
+    """Rows by id, in the order of the ids' first rows: `(pictures, 1)` where ids are unique."""
+    _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+    if len(first) == len(rows):
+        return rows[:, None]
+    order = np.argsort(first[inverse], kind="stable")
+    return np.split(rows[order], np.flatnonzero(np.diff(first[inverse][order])) + 1)
+
+
+def _segment(segment) -> str | list[int]:
+    if isinstance(segment, str):
+        return segment
+    text, codes = segment.get("text"), segment.get("codes")
+    if (text is None) == (codes is None):
+        raise ValueError(f"The segment {segment} has not exactly one of text and codes.")
+    return codes if text is None else text
+
+
+@lru_cache(maxsize=8)
+def _permutation(length: int, *key: int) -> np.ndarray:
+    return np.random.default_rng(key).permutation(length)
+
+
+__all__ = [
+    "TASKS",
+    "LanguageDataset",
+    "LanguageFile",
+    "LanguageRecipe",
+    "LoraRecipe",
+    "load_language_recipe",
+    "write_views",
+]

@@ -1,0 +1,182 @@
+"""LoRA on a frozen language model, its visual modules trained whole: setting up, saving, loading and merging."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, OPTForCausalLM
+
+from ..configuration_seed_language import SeedVocabularyFields
+from ..data.provenance import write_atomically
+from ..modeling_seed import SeedModel
+from ..modeling_seed_language import VISUAL_MODULES, SeedLanguageModelMixin
+from ..modeling_seed_llama import SeedLlamaForCausalLM
+from ..modeling_seed_opt import SeedOPTForCausalLM
+from ..processing_seed import SeedProcessor
+from .language_examples import LoraRecipe
+
+# Every matrix of attention and feed-forward layers.
+TARGET_MODULES = {
+    "seed_opt": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
+    "seed_llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+}
+EXTENSIONS = {OPTForCausalLM: SeedOPTForCausalLM, LlamaForCausalLM: SeedLlamaForCausalLM}
+# What an adapter is good for, beside peft's own files.
+VOCABULARY_FILE = "seed_vocabulary.json"
+_VOCABULARY = ("text_vocab_size", "codebook_size", "code_dim", "num_codes", "image_tokenizer_hash")
+
+
+def open_language_model(
+    name: str | Path,
+    image_tokenizer: SeedModel,
+    image_processor,
+    lora: LoraRecipe,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[PeftModel, SeedProcessor]:
+    """
+    A language model to train, with LoRA, and its processor.
+
+    Args:
+        name: folder or Hub id of a text model (OPT or Llama, which is extended by the visual tokens) or of a SEED
+            language model, which both get new LoRA weights; or the folder of an adapter to go on from.
+        image_tokenizer, image_processor: whose codes it reads and writes.
+        lora: of new LoRA weights; an adapter's stay as they are.
+        dtype: of the frozen weights; what is trained is float32.
+
+    Raises:
+        TypeError: a model of another family.
+        ValueError: the model or the adapter is for another image tokenizer.
+    """
+    adapter = name if is_adapter(name) else None
+    base = adapter_base(adapter) if adapter else str(name)
+    model, processor = _open_base(base, image_tokenizer, image_processor, dtype)
+    if adapter:
+        return load_adapter(model, adapter, trainable=True), processor
+    return add_lora(model, lora), processor
+
+
+def _open_base(name: str, image_tokenizer: SeedModel, image_processor, dtype):
+    config = AutoConfig.from_pretrained(name)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    if isinstance(config, SeedVocabularyFields):
+        expected = image_tokenizer.codes_hash()
+        if config.image_tokenizer_hash not in (None, expected):
+            raise ValueError(
+                f"{name} was trained with an image tokenizer of weights {config.image_tokenizer_hash[:12]}...; this "
+                f"one has {expected[:12]}.... Pass the one that the model was trained with."
+            )
+        return model, SeedProcessor.from_pretrained(name)
+    extended = EXTENSIONS.get(type(model))
+    if extended is None:
+        raise TypeError(f"{name} is a {type(model).__name__}; SEED extends {[c.__name__ for c in EXTENSIONS]}.")
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    model = extended.from_text_model(model, image_tokenizer, text_vocab_size=len(tokenizer))
+    processor = SeedProcessor(
+        image_processor=image_processor,
+        tokenizer=SeedProcessor.extend_tokenizer(tokenizer, model.config.codebook_size),
+        num_codes=model.config.num_codes,
+        codebook_size=model.config.codebook_size,
+        image_tokenizer_hash=model.config.image_tokenizer_hash,
+    )
+    return model, processor
+
+
+def add_lora(model: SeedLanguageModelMixin, lora: LoraRecipe) -> PeftModel:
+    """Freezes the model but for new LoRA weights and the visual modules, which are trained in float32."""
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=TARGET_MODULES[model.config.model_type],
+        modules_to_save=list(VISUAL_MODULES),
+    )
+    return _prepare(get_peft_model(model, config))
+
+
+def load_adapter(model: SeedLanguageModelMixin, folder: str | Path, trainable: bool = False) -> PeftModel:
+    """
+    A language model with an adapter that `save_adapter` wrote; `merge` makes them one.
+
+    Raises:
+        FileNotFoundError: no adapter of a SEED language model there.
+        ValueError: the adapter is for another vocabulary; the message says what differs.
+    """
+    stored, own = _read_vocabulary(folder), _vocabulary(model)
+    differing = [key for key in own if stored.get(key) != own[key]]
+    if differing:
+        raise ValueError(
+            f"The adapter {folder} is for another vocabulary: it has "
+            f"{', '.join(f'{key} {stored.get(key)}' for key in differing)}, the model "
+            f"{', '.join(f'{key} {own[key]}' for key in differing)}. Load it on the model it was trained on, "
+            f"{stored['base_model']}, extended with the same image tokenizer."
+        )
+    return _prepare(PeftModel.from_pretrained(model, folder, is_trainable=trainable))
+
+
+def save_adapter(model: PeftModel, folder: str | Path, base_model: str) -> None:
+    """
+    Saves LoRA weights and visual modules alone, all or nothing.
+
+    Args:
+        base_model: folder or Hub id of the frozen model, as given to `open_language_model`.
+    """
+    folder = Path(folder)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    config = model.peft_config[model.active_adapter]
+    config.base_model_name_or_path = base_model
+    # False: peft would otherwise compare vocabularies and store the frozen text embedding, too.
+    model.save_pretrained(partial, save_embedding_layers=False)
+    config.base_model_name_or_path = ""
+    vocabulary = _vocabulary(model.get_base_model()) | {"base_model": base_model}
+    write_atomically(partial / VOCABULARY_FILE, json.dumps(vocabulary, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+def merge(model: PeftModel) -> SeedLanguageModelMixin:
+    """The language model with LoRA added to its weights and the trained visual modules in place; `model` is used up."""
+    merged = model.merge_and_unload()
+    dtype = merged.get_input_embeddings().weight.dtype
+    for name in VISUAL_MODULES:
+        getattr(merged, name).to(dtype).requires_grad_(False)
+    return merged
+
+
+def is_adapter(name: str | Path) -> bool:
+    """Whether this is a folder that `save_adapter` wrote."""
+    return (Path(name) / VOCABULARY_FILE).is_file()
+
+
+def adapter_base(folder: str | Path) -> str:
+    """Folder or Hub id of the frozen model that an adapter was trained on."""
+    return _read_vocabulary(folder)["base_model"]
+
+
+def _prepare(model: PeftModel) -> PeftModel:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    # With a name, peft compares the text model's vocabulary with ours at every checkpoint and, as they differ, stores
+    # the frozen embedding. Without one in its config it would take the model's.
+    model.get_base_model().name_or_path = ""
+    model.peft_config[model.active_adapter].base_model_name_or_path = ""
+    return model
+
+
+def _vocabulary(model: SeedLanguageModelMixin) -> dict:
+    return {"model_type": model.config.model_type} | {name: getattr(model.config, name) for name in _VOCABULARY}
+
+
+def _read_vocabulary(folder: str | Path) -> dict:
+    path = Path(folder) / VOCABULARY_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no adapter of a SEED language model: {VOCABULARY_FILE} is missing.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+__all__ = ["add_lora", "adapter_base", "is_adapter", "load_adapter", "merge", "open_language_model", "save_adapter"]

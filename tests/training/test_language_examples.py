@@ -1,0 +1,196 @@
+import logging
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny_language import tiny_processor
+
+from seed.data.codes import CodesMetadata, codes_schema
+from seed.training.language_examples import (
+    LanguageDataset,
+    LanguageFile,
+    LanguageRecipe,
+    load_language_recipe,
+)
+
+RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
+METADATA = CodesMetadata(
+    image_tokenizer="a" * 64, preprocessing="b" * 64, dtype="float32", codebook_size=64, num_codes=32
+)
+CODES = np.random.default_rng(0).integers(64, size=(12, 32)).tolist()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor()
+
+
+def write(path: Path, rows: list[dict], schema: pa.Schema | None = None) -> Path:
+    stamp = codes_schema(METADATA, with_captions=True)
+    table = pa.Table.from_pylist(rows, schema=schema)
+    pq.write_table(table.replace_schema_metadata(stamp.metadata), path)
+    return path
+
+
+def caption_rows() -> list[dict]:
+    """Six pictures of two views; the captions say which."""
+    return [
+        {"id": f"p{picture}", "codes": CODES[2 * picture + view], "captions": [f"red {picture}", f"a dog {picture}"]}
+        for picture in range(6)
+        for view in range(2)
+    ]
+
+
+def open_file(path: Path) -> LanguageFile:
+    return LanguageFile(path, "a" * 64, codebook_size=64, num_codes=32)
+
+
+def dataset(processor, files, tasks, **settings) -> LanguageDataset:
+    options = {"max_length": 200, "seed": 3} | {
+        key: settings.pop(key) for key in ("max_length", "seed", "examples") if key in settings
+    }
+    recipe = LanguageRecipe(epochs=1, training={}, tasks=tasks, **settings)
+    return LanguageDataset(files, processor, recipe, **options)
+
+
+def read(processor, example) -> tuple[str, list[int], str]:
+    """Task, codes and words of an example, read off its ids."""
+    kinds = processor.split_images(example["input_ids"])
+    (codes,) = (content for kind, content in kinds if kind == "image")
+    words = "".join(processor.tokenizer.decode(content) for kind, content in kinds if kind == "words")
+    return ("caption" if kinds[0][0] == "image" else "drawing"), codes, words.replace("</s>", "").strip()
+
+
+def test_an_epoch_takes_every_picture_once_per_task_and_any_view_and_caption(tmp_path, processor):
+    file = open_file(write(tmp_path / "codes.parquet", caption_rows()))
+    run = dataset(
+        processor, [file], {"caption": 1, "drawing": 0.5}, caption_dropout=0.0, first_caption_probability=0.25,
+        examples=9 * 200,
+    )  # fmt: skip
+    assert run.epoch_length == 9
+    seen, captions, order = Counter(), Counter(), []
+    for position in range(9 * 200):
+        task, codes, words = read(processor, run[position])
+        row = CODES.index(codes)
+        assert words.endswith(str(row // 2)) and words.startswith("A photo of" if task == "caption" else "Generate")
+        seen[task, row] += 1
+        captions["red" in words] += 1
+        order.append((task, row // 2))
+    for epoch in range(200):
+        assert sorted(p for t, p in order[9 * epoch : 9 * epoch + 9] if t == "caption") == list(range(6))
+    for pair in range(100):
+        assert sorted(p for t, p in order[18 * pair : 18 * pair + 18] if t == "drawing") == list(range(6))
+    assert len({tuple(order[9 * epoch : 9 * epoch + 9]) for epoch in range(200)}) > 190, "orders differ"
+    assert all(70 <= seen["caption", row] <= 130 for row in range(12)), "100 +- 4 standard deviations"
+    assert abs(captions[True] / 1800 - (0.25 + 0.75 / 2)) < 0.05
+
+
+def test_an_example_depends_on_seed_and_position_only(tmp_path, processor):
+    file = open_file(write(tmp_path / "codes.parquet", caption_rows()))
+    tasks = {"caption": 1, "drawing": 1}
+    first = dataset(processor, [file], tasks)
+    later = dataset(processor, [file], tasks)
+    everything = [first[position] for position in range(60)]
+    assert [later[position] for position in reversed(range(60))] == everything[::-1]
+    assert [dataset(processor, [file], tasks, seed=4)[position] for position in range(60)] != everything
+
+
+def test_captions_are_dropped_from_drawings_only(tmp_path, processor):
+    file = open_file(write(tmp_path / "codes.parquet", caption_rows()))
+    run = dataset(processor, [file], {"caption": 1, "drawing": 1}, caption_dropout=0.3, augmented_drawings=False)
+    empty = Counter()
+    for position in range(1200):
+        task, codes, words = read(processor, run[position])
+        empty[task, words == "Generate an image"] += 1
+        assert task == "caption" or CODES.index(codes) % 2 == 0, "drawings are of the picture itself"
+    assert empty["caption", True] == 0 and 130 < empty["drawing", True] < 230
+
+
+def test_questions_documents_and_instructions(tmp_path, processor):
+    questions = open_file(
+        write(
+            tmp_path / "questions.parquet",
+            [{"codes": CODES[i], "question": f"what is {i}", "answers": ["a dog", "a cat"]} for i in range(3)],
+        )
+    )
+    documents = open_file(
+        write(
+            tmp_path / "documents.parquet",
+            [{"segments": [{"text": "A dog.", "codes": None}, {"text": None, "codes": CODES[0]}]}] * 2,
+        )
+    )
+    image, words = {"type": "image", "text": None, "codes": CODES[1]}, {"type": "text", "text": "a", "codes": None}
+    turns = [{"role": "user", "content": [image, words]}, {"role": "assistant", "content": [words]}]
+    instructions = open_file(write(tmp_path / "instructions.parquet", [{"messages": turns}]))
+    assert [file.tasks for file in (questions, documents, instructions)] == [
+        ["question"],
+        ["document"],
+        ["instruction"],
+    ]
+    files = [questions, documents, instructions]
+    run = dataset(processor, files, {"question": 1, "document": 1, "instruction": 2}, examples=80)
+    expected = {
+        str(processor.question_example(CODES[i], f"what is {i}", answer))
+        for i in range(3)
+        for answer in ("a dog", "a cat")
+    }
+    expected.add(str(processor.document_example(["A dog.", CODES[0]])))
+    clean = [
+        {"role": "user", "content": [{"type": "image", "codes": CODES[1]}, {"type": "text", "text": "a"}]},
+        {"role": "assistant", "content": "a"},
+    ]
+    expected.add(str(processor.instruction_example(clean)))
+    found = {str({key: example[key] for key in ("input_ids", "labels")}) for example in map(run.__getitem__, range(80))}
+    assert found == expected
+
+
+def test_a_row_that_is_too_long_gives_its_place_to_the_next_and_is_named(tmp_path, processor, caplog):
+    rows = caption_rows()[::2]
+    rows[2]["captions"] = ["red square " * 60]
+    file = open_file(write(tmp_path / "codes.parquet", rows))
+    run = dataset(processor, [file], {"caption": 1}, max_length=80)
+    with caplog.at_level(logging.WARNING):
+        assert {run[position]["name"] for position in range(30)} == {f"codes.parquet, row {i}" for i in (0, 1, 3, 4, 5)}
+    assert [record.getMessage().startswith("codes.parquet, row 2 is left out") for record in caplog.records] == [True]
+    with pytest.raises(ValueError, match="Every caption example is longer than 30 tokens"):
+        dataset(processor, [file], {"caption": 1}, max_length=30)[0]
+
+
+def test_bad_files_say_what_is_wrong(tmp_path, processor):
+    with pytest.raises(FileNotFoundError, match="nothing.parquet"):
+        open_file(tmp_path / "nothing.parquet")
+    path = write(tmp_path / "codes.parquet", caption_rows())
+    with pytest.raises(
+        ValueError, match=r"codes.parquet: an image tokenizer with weights aaaaaaaaaaaa.*the model is for cc"
+    ):
+        LanguageFile(path, "c" * 64, 64, 32)
+    pq.write_table(pq.read_table(path).replace_schema_metadata({}), tmp_path / "unstamped.parquet")
+    with pytest.raises(ValueError, match="does not say which image tokenizer.*seed tokenize"):
+        open_file(tmp_path / "unstamped.parquet")
+    with pytest.raises(ValueError, match="expected captions, question, segments or messages"):
+        open_file(write(tmp_path / "other.parquet", [{"codes": CODES[0]}]))
+    with pytest.raises(ValueError, match="asks for question examples.*'question'"):
+        dataset(processor, [open_file(path)], {"question": 1})
+    bad = open_file(write(tmp_path / "bad.parquet", [{"codes": CODES[0], "captions": ["a <img_00003>"]}]))
+    with pytest.raises(ValueError, match="bad.parquet, row 0: .*visual tokens"):
+        dataset(processor, [bad], {"caption": 1})[0]
+
+
+@pytest.mark.parametrize("stage", ["language_stage1", "language_stage2"])
+@pytest.mark.parametrize("size", ["paper", "tiny", "smoke"])
+def test_shipped_recipes_are_valid(stage, size):
+    recipe = load_language_recipe(RECIPES / stage / f"{size}.yaml")
+    assert set(recipe.tasks) == ({"caption"} if stage == "language_stage1" else {"caption", "drawing"})
+
+
+def test_an_unknown_task_or_key_is_named(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("epochs: 1\ntraining: {}\ntasks: {captions: 1}\n")
+    with pytest.raises(ValueError, match="captions.*expected some of caption, drawing"):
+        load_language_recipe(path)
+    path.write_text("epochs: 1\ntraining: {}\ntasks: {caption: 1}\nlora: {r: 4}\n")
+    with pytest.raises(ValueError, match="Unknown key 'r'.*'rank'"):
+        load_language_recipe(path)

@@ -1,0 +1,162 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_language import tiny_language_model, tiny_processor
+from tiny_repository import make_seed_model
+from transformers import OPTForCausalLM
+
+from seed import SeedImageProcessorPil, SeedOPTForCausalLM
+from seed.training.language_examples import LoraRecipe
+from seed.training.lora import add_lora, load_adapter, merge, open_language_model, save_adapter
+from seed.training.packing import PackingCollator
+
+LORA = LoraRecipe(rank=4, alpha=8.0)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    processor = tiny_processor()
+    codes = torch.randint(64, (2, 32), generator=torch.Generator().manual_seed(0))
+    examples = [processor.caption_example(codes[0], "a dog"), processor.drawing_example("a cat", codes[1])]
+    return PackingCollator(1, 128)(examples)
+
+
+def train(model, batch, steps: int = 4) -> list[float]:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer, losses = torch.optim.AdamW(parameters, lr=1e-2), []
+    model.train()
+    for _ in range(steps):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    model.eval()
+    return losses
+
+
+def logits(model, batch) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+
+
+def test_only_lora_and_visual_modules_are_trained(batch):
+    model = tiny_language_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    lora = add_lora(model, LORA)
+    trainable = {name for name, parameter in lora.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name or ".modules_to_save." in name for name in trainable)
+    # 2 layers, 6 matrices with an A and a B each; projection with bias, delimiters, head
+    assert len(trainable) == 2 * 6 * 2 + 4
+    losses = train(lora, batch)
+    assert losses[-1] < losses[0]
+    after = lora.state_dict()
+    changed = set()
+    for name, tensor in before.items():
+        path, leaf = name.rsplit(".", 1)
+        found = next(
+            after[key]
+            for key in (f"base_model.model.{path}.{leaf}", f"base_model.model.{path}.base_layer.{leaf}",
+                        f"base_model.model.{name.replace('.', '.modules_to_save.default.', 1)}")
+            if key in after
+        )  # fmt: skip
+        if not torch.equal(found, tensor):
+            changed.add(name)
+    assert changed == {
+        "visual_embeddings.projection.weight",
+        "visual_embeddings.projection.bias",
+        "visual_embeddings.delimiters.weight",
+        "visual_head.weight",
+    }, "text embedding, head, codebook and every frozen matrix are bit for bit what they were"
+
+
+def test_an_adapter_saves_reloads_and_merges(batch, tmp_path):
+    lora = add_lora(tiny_language_model(), LORA)
+    train(lora, batch)
+    expected = logits(lora, batch)
+    save_adapter(lora, tmp_path / "adapter", "the-text-model")
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert not [name for name in stored if "embed_tokens" in name or "lm_head" in name], "the adapter alone"
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == (
+        "the-text-model"
+    )
+
+    torch.manual_seed(1)
+    base = tiny_language_model()
+    with torch.no_grad():  # whatever the new rows of this start are, the adapter brings its own
+        base.visual_head.weight.add_(1)
+        base.visual_embeddings.projection.weight.add_(1)
+    reloaded = load_adapter(base, tmp_path / "adapter")
+    torch.testing.assert_close(logits(reloaded, batch), expected, rtol=0, atol=0)
+    assert not any(parameter.requires_grad for parameter in reloaded.parameters())
+
+    merged = merge(reloaded)
+    assert type(merged) is SeedOPTForCausalLM
+    torch.testing.assert_close(logits(merged, batch), expected, rtol=1e-4, atol=1e-4)
+    untouched = tiny_language_model().state_dict()
+    for name in ("model.decoder.embed_tokens.weight", "lm_head.weight", "visual_embeddings.codebook"):
+        assert torch.equal(merged.state_dict()[name], untouched[name]), name
+    merged.save_pretrained(tmp_path / "merged")
+    again = SeedOPTForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(again, batch), logits(merged, batch), rtol=0, atol=0)
+
+
+def test_an_adapter_for_another_vocabulary_is_refused(tmp_path):
+    save_adapter(add_lora(tiny_language_model(), LORA), tmp_path / "adapter", "the-text-model")
+    other = tiny_language_model()
+    other.config.text_vocab_size -= 2
+    other.config.image_tokenizer_hash = "0" * 64
+    with pytest.raises(
+        ValueError, match=r"another vocabulary: it has text_vocab_size 330, image_tokenizer_hash .*the-text"
+    ):
+        load_adapter(other, tmp_path / "adapter")
+    with pytest.raises(FileNotFoundError, match="seed_vocabulary.json is missing"):
+        load_adapter(tiny_language_model(), tmp_path)
+
+
+def test_half_precision_trains_in_float32_and_merges_back(batch, tmp_path):
+    lora = add_lora(tiny_language_model().to(torch.bfloat16), LORA)
+    trained = [parameter for parameter in lora.parameters() if parameter.requires_grad]
+    assert {parameter.dtype for parameter in trained} == {torch.float32}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = train(lora, batch)
+    assert losses[-1] < losses[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = logits(lora, batch)
+    merged = merge(lora)
+    assert {parameter.dtype for parameter in merged.parameters()} == {torch.bfloat16}
+    # bfloat16 keeps 8 bits: merged weights round differently, far below what separates the scores.
+    difference = (logits(merged, batch) - expected).float()
+    assert difference.square().mean().sqrt() < 0.03 * expected.float().std()
+
+
+def test_a_text_model_is_extended_and_a_trained_one_kept_to_its_tokenizer(tmp_path):
+    processor = tiny_processor()
+    seed_model, image_processor = make_seed_model(), SeedImageProcessorPil(size={"height": 28, "width": 28})
+    extended = tiny_language_model()
+    text = OPTForCausalLM.from_pretrained(save_text_model(tmp_path / "text"))
+    model, made = open_language_model(tmp_path / "text", seed_model, image_processor, LORA)
+    assert (made.boi_token_id, made.image_tokenizer_hash) == (330, seed_model.codes_hash())
+    ids = torch.randint(3, 330, (1, 9))
+    expected = text(ids).logits[..., :330]
+    torch.testing.assert_close(model(input_ids=ids).logits[..., :330], expected, rtol=0, atol=0)
+
+    extended.config.image_tokenizer_hash = "0" * 64
+    extended.save_pretrained(tmp_path / "seed")
+    processor.save_pretrained(tmp_path / "seed")
+    with pytest.raises(ValueError, match="image tokenizer of weights 000000000000"):
+        open_language_model(tmp_path / "seed", seed_model, image_processor, LORA)
+
+
+def save_text_model(folder):
+    """A stock OPT and its tokenizer."""
+    from tiny_language import tiny_text_tokenizer
+
+    model = tiny_language_model()
+    config = {key: value for key, value in model.config.to_dict().items() if key not in ("model_type", "architectures")}
+    text = OPTForCausalLM(OPTForCausalLM.config_class(**config | {"vocab_size": model.config.text_embedding_rows}))
+    text.save_pretrained(folder)
+    tiny_text_tokenizer().save_pretrained(folder)
+    return folder
