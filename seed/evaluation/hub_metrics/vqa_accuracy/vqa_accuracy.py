@@ -38,7 +38,8 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _THOUSANDS = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 
-# Stems that a contraction is restored from: "dont" and "don't" are the same answer.
+# Stems that a contraction is restored from: "dont" and "don't" are the same answer. With these, all that the VQA server
+# restores but "'ow's'at"; nor is its "somebodyd" made of "somebody'd".
 _STEMS = {
     "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
     "'ve": "could might must not should they we what where who would you",
@@ -50,6 +51,7 @@ _STEMS = {
 _DOUBLE_STEMS = {
     "n't've": "could had might should would",
     "'d've": "he it she somebody someone something there they we who you y'all",
+    "'ll": "y'all",
 }
 
 
