@@ -76,6 +76,7 @@ def save(model, tokenizer, args: argparse.Namespace) -> None:
     """All or nothing."""
     partial = args.output / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
+    model.config.use_cache = True  # Trainer turns it off, and would leave it so in config.json
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     shutil.copy(args.recipe, partial / "recipe.yaml")
