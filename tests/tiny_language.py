@@ -54,7 +54,7 @@ def tiny_processor(folder=None, **settings) -> SeedProcessor:
 
 
 def tiny_language_model(**settings) -> SeedOPTForCausalLM:
-    """A random OPT, extended by the visual tokens of `tiny_repository`'s image tokenizer, for `tiny_processor`'s ids."""
+    """A random OPT, extended by the visual tokens of `tiny_repository`'s image tokenizer; `tiny_processor` fits it."""
     torch.manual_seed(0)
     vocab_size = len(tiny_text_tokenizer())
     config = {

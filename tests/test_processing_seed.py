@@ -1,0 +1,368 @@
+"""The processor: sequences against ids spelled out by hand, the round trip of words and images, and bad input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny_language import tiny_processor, tiny_text_tokenizer
+from tiny_repository import make_seed_model, pictures
+from transformers import AutoProcessor
+
+from seed import SeedImageProcessorPil, SeedProcessor
+from seed.processing_seed import INSTRUCTION_CHAT_TEMPLATE
+
+SOS = EOS = 2  # </s>
+PAD = 1
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor()
+
+
+@pytest.fixture(scope="module")
+def codes():
+    return torch.randint(0, 64, (3, 32), generator=torch.Generator().manual_seed(0))
+
+
+def words(processor, *texts):
+    """Ids by the bare tokenizer, text by text."""
+    return [token for text in texts for token in processor.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def image(codes_of_one):
+    first = len(tiny_text_tokenizer())
+    return [first, *(first + 2 + int(code) for code in codes_of_one), first + 1]
+
+
+def learnt(example):
+    """The ids with loss, after checking that labels are the ids where they are not -100."""
+    assert len(example["input_ids"]) == len(example["labels"])
+    assert all(label in (-100, token) for token, label in zip(example["input_ids"], example["labels"]))
+    return [label for label in example["labels"] if label != -100]
+
+
+# The vocabulary ------------------------------------------------------------------------------------------------------
+
+
+def test_visual_tokens_follow_the_words(processor):
+    first = len(tiny_text_tokenizer())
+    assert (processor.boi_token_id, processor.eoi_token_id, processor.first_code_token_id) == (
+        first,
+        first + 1,
+        first + 2,
+    )
+    names = processor.tokenizer.convert_ids_to_tokens([first, first + 1, first + 2, first + 65])
+    assert names == ["<img>", "</img>", "<img_00000>", "<img_00063>"]
+    assert len(processor.tokenizer) == first + 66
+    assert processor.codes_to_ids(torch.tensor([[0, 63]])).tolist() == [[first + 2, first + 65]]
+    assert processor.ids_to_codes(torch.tensor([first + 65])).tolist() == [63]
+    again = SeedProcessor.extend_tokenizer(processor.tokenizer, 64)
+    assert len(again) == first + 66
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused():
+    images = SeedImageProcessorPil()
+    with pytest.raises(ValueError, match="has no token <img>.*extend_tokenizer"):
+        SeedProcessor(images, tiny_text_tokenizer(), codebook_size=64)
+    tokenizer = SeedProcessor.extend_tokenizer(tiny_text_tokenizer(), 64)
+    with pytest.raises(ValueError, match="<img_00064>"):
+        SeedProcessor(images, tokenizer, codebook_size=128)
+    with pytest.raises(ValueError, match=f"<img> has the id {len(tokenizer) - 66}; expected {len(tokenizer) - 34}"):
+        SeedProcessor(images, tokenizer, codebook_size=32)
+    tokenizer.add_tokens(["later"])
+    with pytest.raises(ValueError, match="the last 66 must be"):
+        SeedProcessor(images, tokenizer, codebook_size=64)
+    with pytest.raises(ValueError, match="question_prompt is 'Answer'"):
+        tiny_processor(question_prompt="Answer")
+
+
+def test_codes_out_of_range_are_named(processor, codes):
+    with pytest.raises(ValueError, match=r"Code 64 is out of range; this codebook has codes 0 \.\. 63"):
+        processor.codes_to_ids(torch.tensor([64]))
+    with pytest.raises(ValueError, match="Code -1 is out of range"):
+        processor(text="<image>", codes=[[-1] * 32])
+    with pytest.raises(ValueError, match=r"shape \(31,\); expected \(32,\)"):
+        processor.caption_example(codes[0, :31], "a dog")
+    with pytest.raises(TypeError, match="dtype torch.float32; expected integers"):
+        processor.caption_example(codes[0].float(), "a dog")
+    with pytest.raises(ValueError, match="Token id 5 is out of range"):
+        processor.ids_to_codes(torch.tensor([5]))
+
+
+# Sequences -----------------------------------------------------------------------------------------------------------
+
+
+def test_caption_sequence(processor, codes):
+    example = processor.caption_example(codes[0].tolist(), " a red square ")
+    answer = [*words(processor, " a red square"), EOS]
+    assert example["input_ids"] == [*image(codes[0]), SOS, *words(processor, "A photo of"), *answer]
+    assert learnt(example) == answer
+
+
+def test_drawing_sequence(processor, codes):
+    example = processor.drawing_example("a dog", codes[0])
+    prompt = [SOS, *words(processor, "Generate an image", " a dog"), EOS]
+    assert example["input_ids"] == prompt + image(codes[0])
+    assert learnt(example) == image(codes[0])[1:]
+    unconditional = processor.drawing_example("", codes[0])
+    assert unconditional["input_ids"] == [SOS, *words(processor, "Generate an image"), EOS, *image(codes[0])]
+
+
+def test_question_sequence(processor, codes):
+    example = processor.question_example(np.asarray(codes[0]), "What is it?", "a dog")
+    prompt = [*image(codes[0]), SOS, *words(processor, "Question: What is it? Short answer")]
+    assert example["input_ids"] == [*prompt, *words(processor, " a dog"), EOS]
+    assert learnt(example) == [*words(processor, " a dog"), EOS]
+
+
+def test_document_sequence(processor, codes):
+    from_words = processor.document_example(["Look:", codes[0], "and", codes[1]])
+    parts = [*words(processor, "Look:"), *image(codes[0]), *words(processor, "and"), *image(codes[1]), EOS]
+    assert from_words["input_ids"] == [SOS, *parts] and learnt(from_words) == parts
+    # SOS stands before the first word, wherever that is.
+    from_image = processor.document_example([codes[0], "and"])
+    assert from_image["input_ids"] == [*image(codes[0]), SOS, *words(processor, "and"), EOS]
+    assert learnt(from_image) == [*image(codes[0]), *words(processor, "and"), EOS]
+    only_images = processor.document_example([codes[0], codes[1]])
+    assert only_images["input_ids"] == [*image(codes[0]), *image(codes[1]), EOS]
+
+
+def conversation(codes):
+    picture = {"type": "image", "codes": codes}
+    return [
+        {"role": "user", "content": [picture, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": "a dog"},
+        {"role": "user", "content": "Which colour?"},
+        {"role": "assistant", "content": "red"},
+    ]
+
+
+def test_instruction_sequence(processor, codes):
+    example = processor.instruction_example(conversation(codes[0]))
+    single = processor.question_example(codes[0], "What is it?", "a dog")
+    later = words(processor, "Question: Which colour? Short answer")
+    assert example["input_ids"] == [*single["input_ids"], *later, *words(processor, " red"), EOS]
+    assert learnt(example) == [*words(processor, " a dog"), EOS, *words(processor, " red"), EOS]
+    longer = processor.instruction_example(conversation(codes[0]), chat_template="instruction")
+    texts = ("USER: ", "What is it? ASSISTANT:", " a dog")
+    expected = [SOS, *words(processor, texts[0]), *image(codes[0]), *words(processor, *texts[1:]), EOS]
+    assert longer["input_ids"][: len(expected)] == expected and learnt(longer) == learnt(example)
+    with pytest.raises(ValueError, match="and end with 'assistant'"):
+        processor.instruction_example(conversation(codes[0])[:3])
+    with pytest.raises(ValueError, match="no 'codes'"):
+        processor.instruction_example([{"role": "user", "content": [{"type": "image"}]}, conversation(codes[0])[1]])
+
+
+@pytest.mark.parametrize("text", ["a red square", "x", "Ünïcode, 12 (!)", "two  spaces\nand a line"])
+def test_prompts_begin_their_examples(processor, codes, text):
+    """What the model is asked at generation is what it was trained on, id for id."""
+
+    def begins(prompts, example):
+        prompt = prompts["input_ids"][0].tolist()
+        assert prompts["attention_mask"].all()
+        assert example["input_ids"][: len(prompt)] == prompt
+        assert set(example["labels"][: len(prompt)]) == {-100} and -100 not in example["labels"][len(prompt) :]
+
+    begins(processor.caption_prompts(codes=codes[:1]), processor.caption_example(codes[0], text))
+    begins(processor.question_prompts(text, codes=codes[:1]), processor.question_example(codes[0], text, text))
+    begins(processor.drawing_prompts(text), processor.drawing_example(text, codes[0]))
+    unconditional = processor.unconditional_prompt()
+    assert torch.equal(unconditional, processor.drawing_prompts("")["input_ids"])
+    assert unconditional[0, -1] == processor.boi_token_id
+
+
+def test_prompts_are_padded_on_the_left(processor, codes):
+    prompts = processor.question_prompts(["What is it?", "Which colour is the circle?"], codes=codes[:2])
+    short = processor.question_prompts(["What is it?"], codes=codes[:1])["input_ids"][0]
+    gap = prompts["input_ids"].shape[1] - len(short)
+    assert gap > 0 and prompts["input_ids"][0].tolist() == [PAD] * gap + short.tolist()
+    assert prompts["attention_mask"][0].tolist() == [0] * gap + [1] * len(short)
+    with pytest.raises(ValueError, match="1 questions for 2 images"):
+        processor.question_prompts("What is it?", codes=codes[:2])
+
+
+@pytest.mark.parametrize("text", ["<img>", "a </img> b", "see <img_00012>"])
+def test_words_cannot_forge_images(processor, codes, text):
+    for make in (
+        lambda: processor.caption_example(codes[0], text),
+        lambda: processor.drawing_prompts(text),
+        lambda: processor.document_example([text]),
+    ):
+        with pytest.raises(ValueError, match="spells visual tokens"):
+            make()
+
+
+def test_empty_answers_teach_nothing(processor, codes):
+    with pytest.raises(ValueError, match="The caption is ' '; expected words"):
+        processor.caption_example(codes[0], " ")
+    with pytest.raises(ValueError, match="The answer is ''"):
+        processor.question_example(codes[0], "What is it?", "")
+
+
+# Words and images in one call ----------------------------------------------------------------------------------------
+
+
+def test_interleaved_batch(processor, codes):
+    batch = processor(text=["Compare <image> with <image>.", "<image>A photo of", "words"], codes=codes)
+    first = [SOS, *words(processor, "Compare "), *image(codes[0]), *words(processor, " with "), *image(codes[1])]
+    rows = [
+        [*first, *words(processor, ".")],
+        [*image(codes[2]), SOS, *words(processor, "A photo of")],
+        [SOS, *words(processor, "words")],
+    ]
+    width = max(len(row) for row in rows)
+    assert batch["input_ids"].tolist() == [[PAD] * (width - len(row)) + row for row in rows]
+    assert batch["attention_mask"].sum(dim=1).tolist() == [len(row) for row in rows]
+    assert torch.equal(
+        batch["input_ids"][1:2, -len(rows[1]) :], processor.caption_prompts(codes=codes[2:])["input_ids"]
+    )
+    unpadded = processor(text=["<image>", "a"], codes=codes[:1], padding=False, return_tensors=None)
+    assert unpadded["input_ids"] == [[*image(codes[0]), SOS], [SOS, *words(processor, "a")]]
+    right = processor(text=["words", "w"], padding="max_length", max_length=9, padding_side="right")["input_ids"]
+    assert right.shape == (2, 9) and right[1, -1] == PAD and right[0, 0] == SOS
+
+
+def test_images_become_their_codes(processor):
+    images = pictures(3)
+    model = make_seed_model()
+    pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    expected = model.get_image_tokens(pixels)
+    assert torch.equal(processor.tokenize_images(images), expected)
+    one = processor(text="A <image>", images=images[0])
+    assert one["input_ids"][0, -34:].tolist() == image(expected[0])
+    nested = processor(text=["<image> and <image>", "<image>"], images=[images[:2], images[2:]])
+    flat = processor(text=["<image> and <image>", "<image>"], images=images)
+    by_codes = processor(text=["<image> and <image>", "<image>"], codes=expected)
+    assert torch.equal(nested["input_ids"], flat["input_ids"]) and torch.equal(flat["input_ids"], by_codes["input_ids"])
+    assert torch.equal(
+        processor.caption_prompts(images=images)["input_ids"], processor.caption_prompts(codes=expected)["input_ids"]
+    )
+
+
+def test_placeholders_and_images_must_agree(processor, codes):
+    for text, given in [("<image> <image>", 1), ("<image>", 2), ("none", 1), ("<image>", 0)]:
+        message = f"{text.count('<image>')} <image> placeholders for {given} images"
+        with pytest.raises(ValueError, match=message):
+            processor(text=text, codes=codes[:given] if given else None)
+    with pytest.raises(ValueError, match=r"have \[1, 2\] <image> placeholders, but \[2, 1\] images"):
+        processor(text=["<image>", "<image><image>"], codes=[codes[:2], codes[2:]])
+    with pytest.raises(ValueError, match="either images or codes"):
+        processor(text="<image>", images=pictures(1), codes=codes[:1])
+    with pytest.raises(ValueError, match="Pass text, images or codes"):
+        processor()
+
+
+def test_what_does_not_fit_is_an_error_not_cut(processor, codes):
+    with pytest.raises(ValueError, match="Text 1 has 35 tokens with its images, more than the 20 that fit"):
+        processor(text=["a", "<image>"], codes=codes[:1], max_length=20)
+    with pytest.raises(ValueError, match="would cut images in two"):
+        processor(text="<image>", codes=codes[:1], truncation=True)
+    with pytest.raises(TypeError, match="'pading'"):
+        processor(text="a", pading=True)
+    with pytest.raises(ValueError, match=r"make no tensor; pass padding=True"):
+        processor(text=["a", "a longer text"], padding=False)
+
+
+def test_chat(processor):
+    picture = pictures(1)[0]
+    asked = [
+        {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What is it?"}]}
+    ]
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    batch = processor.apply_chat_template(asked, **options)
+    assert torch.equal(batch["input_ids"], processor.question_prompts("What is it?", images=picture)["input_ids"])
+    alone = [{"role": "user", "content": [{"type": "image", "image": picture}]}]
+    batch = processor.apply_chat_template(alone, **options)
+    assert torch.equal(batch["input_ids"], processor.caption_prompts(images=picture)["input_ids"])
+    text = processor.apply_chat_template(asked, add_generation_prompt=True, chat_template="instruction")
+    assert text == "USER: <image>What is it? ASSISTANT:"
+
+
+# Words and images out ------------------------------------------------------------------------------------------------
+
+
+def test_words_and_images_come_back_in_order(processor, codes):
+    batch = processor(text=["Compare <image> with <image>.", "words"], codes=codes[:2])
+    rows = processor.post_process_multimodal_output(batch["input_ids"])
+    assert [type(part) for part in rows[0]] == [str, torch.Tensor, str, torch.Tensor, str]
+    assert rows[0][0] == "Compare" and rows[0][2] == "with" and rows[0][4] == "." and rows[1] == ["words"]
+    assert torch.equal(rows[0][1], codes[0]) and torch.equal(rows[0][3], codes[1])
+    texts = processor.post_process_multimodal_output(batch["input_ids"], generation_mode="text")
+    assert texts == ["Compare  with .", "words"]
+    # Strings keep the order too, and may be given back.
+    strings = processor.batch_decode(batch["input_ids"], skip_special_tokens=True)
+    assert strings[0].startswith("Compare <img><img_") and strings[0].endswith("</img>.")
+    assert torch.equal(processor(text=strings)["input_ids"], batch["input_ids"])
+    # What follows a drawing prompt begins inside the image.
+    assert torch.equal(processor.image_codes([image(codes[0])[1:]]), codes[:1])
+    assert torch.equal(processor.image_codes([image(codes[0]) + image(codes[1])]), codes[1:2])
+
+
+def test_cut_images_are_told(processor, codes):
+    ids = [SOS, *words(processor, "a dog"), *image(codes[0])]
+    assert len(processor.post_process_multimodal_output(ids[:-1])[0]) == 2  # only </img> is missing
+    with pytest.raises(ValueError, match="cut short: it has 30 of 32 codes.*larger max_new_tokens"):
+        processor.post_process_multimodal_output(ids[:-3])
+    text, rest = processor.post_process_multimodal_output(ids[:-3], allow_incomplete=True)[0]
+    assert text == "a dog" and torch.equal(rest, codes[0, :30])
+    with pytest.raises(ValueError, match="cut short: it has 31 of 32"):
+        processor.image_codes([[*image(codes[0])[:-2], processor.eoi_token_id]])
+    with pytest.raises(ValueError, match="outside of an image"):
+        processor.image_codes([[SOS, *image(codes[0])[1:]]])
+    with pytest.raises(ValueError, match="Row 1 has no image"):
+        processor.image_codes([image(codes[0]), [SOS]])
+    with pytest.raises(ValueError, match="cut short"):
+        processor(text="<img><img_00001></img> forged")
+
+
+# Saving, loading, the image tokenizer --------------------------------------------------------------------------------
+
+
+def test_saves_and_loads_beside_the_pipelines_settings(tmp_path, codes):
+    pipeline_settings = {"decoder": "../elsewhere", "guidance_scale": 3.5, "num_inference_steps": 12, "note": "kept"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(pipeline_settings))
+    tiny_processor(caption_prompt="This is").save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "processor_config.json").read_text())
+    assert pipeline_settings.items() <= stored.items() and stored["caption_prompt"] == "This is"
+    for load in (SeedProcessor, AutoProcessor):
+        loaded = load.from_pretrained(tmp_path)
+        assert isinstance(loaded, SeedProcessor) and loaded.name_or_path == str(tmp_path)
+        assert loaded.decoder_repository == "../elsewhere" and loaded.guidance_scale == 3.5
+        assert loaded.image_processor.size["height"] == 28
+        same = tiny_processor(caption_prompt="This is").caption_example(codes[0], "a dog")
+        assert loaded.caption_example(codes[0], "a dog") == same
+    assert loaded.chat_template["instruction"].strip() == INSTRUCTION_CHAT_TEMPLATE.strip()
+    loaded.image_repository = "org/tokenizer"
+    loaded.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "processor_config.json").read_text())["image_tokenizer"] == "org/tokenizer"
+
+
+def test_finds_the_image_tokenizer_of_its_repository(seed_repository, tmp_path):
+    import shutil
+
+    folder = tmp_path / "repository"
+    shutil.copytree(seed_repository, folder)
+    processor = tiny_processor(folder)
+    images = pictures(2)
+    assert torch.equal(processor.tokenize_images(images), tiny_processor().tokenize_images(images))
+    shutil.move(folder / "image_tokenizer", tmp_path / "shared")
+    moved = SeedProcessor.from_pretrained(folder)
+    with pytest.raises(FileNotFoundError, match="no folder 'image_tokenizer'"):
+        moved.tokenize_images(images)
+    moved.image_repository = "../shared"
+    assert torch.equal(moved.tokenize_images(images), processor.tokenize_images(images))
+
+
+def test_another_image_tokenizer_is_refused(processor):
+    other = make_seed_model()
+    with torch.no_grad():
+        other.quantizer.codebook.weight += 1
+    with pytest.raises(ValueError, match="the same codes mean other things"):
+        processor.set_image_tokenizer(other)
+    with pytest.raises(ValueError, match="32 codes out of 32, the processor expects 32 out of 64"):
+        processor.set_image_tokenizer(make_seed_model(codebook_size=32))
+    lonely = SeedProcessor(processor.image_processor, processor.tokenizer, codebook_size=64)
+    with pytest.raises(ValueError, match="call set_image_tokenizer"):
+        lonely(text="<image>", images=pictures(1))
