@@ -13,9 +13,8 @@ from accelerate import PartialState
 from transformers import AutoTokenizer
 
 from seed import SeedConfig, SeedForQuantization, SeedImageProcessorPil
-from seed.data.provenance import weight_hash
 from seed.training.datasets import QuantizationCollator
-from seed.training.feature_cache import build_embedding_cache
+from seed.training.feature_cache import open_embedding_cache
 from seed.training.recipes import apply_head_settings
 from seed.training.stage import open_sources, parse_arguments, read_recipe, run_stage, save_stage
 from seed.training.text_features import TextFeatures
@@ -51,9 +50,8 @@ def main() -> None:
     sources = open_sources(arguments, recipe, head.model, processor)
     for source in sources:
         if source.cache is not None:  # the Causal Q-Former is frozen too: its output is computed once
-            name = f"{source.cache.folder.name}-causal-embeddings-{weight_hash(head.model.qformer)[:8]}"
             with PartialState().main_process_first():
-                source.cache = build_embedding_cache(source.cache.folder.with_name(name), head.model, source.cache)
+                source.cache = open_embedding_cache(head.model, source.cache)
     text_features.prepare({captions[0] for source in sources for captions in source.captions})
 
     def target(source: int, picture: int):

@@ -148,6 +148,30 @@ def build_embedding_cache(
     return FeatureCache(folder)
 
 
+def open_embedding_cache(model: SeedModel, source: FeatureCache) -> FeatureCache:
+    """The causal embeddings of `source`, built beside it if they are not there; named after the Causal Q-Former."""
+    name = f"{source.folder.name}-causal-embeddings-{weight_hash(model.qformer)[:8]}"
+    return build_embedding_cache(source.folder.with_name(name), model, source)
+
+
+@torch.no_grad()
+def codes_of_cache(model: SeedModel, cache: FeatureCache, batch_size: int = 1024) -> torch.LongTensor:
+    """
+    Codes of cached causal embeddings, `(pictures, views, num_codes)`: those of the embeddings as they were stored.
+
+    Args:
+        cache: as [`open_embedding_cache`] gives it for `model`.
+    """
+    flat = cache.features.reshape(-1, *cache.features.shape[2:])
+    codes = [
+        model.get_image_tokens(
+            causal_embeddings=torch.from_numpy(np.array(flat[start : start + batch_size])).to(model.device).float()
+        ).cpu()
+        for start in range(0, len(flat), batch_size)
+    ]
+    return torch.cat(codes).reshape(len(cache), cache.views, -1)
+
+
 def _view(image: Callable[[], Image.Image], view: int, augment: Augmentation | None, key: str) -> Image.Image:
     picture = image()
     return picture if view == 0 else augment(picture, random.Random(key))

@@ -5,16 +5,60 @@ from collections import defaultdict
 import torch
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
 
 from ..quantization_seed import codebook_usage
 
 
-class SeedTrainer(Trainer):
-    """
-    A `Trainer` whose log holds the named loss terms and, in stage II, how much of the codebook is in use.
+class TrainingDivergedError(RuntimeError):
+    """A loss or weight is not finite. Nothing was saved since the checkpoint that the message names."""
 
-    The data keeps its order: [`RunDataset`] shuffles, so that a resumed run repeats and loses nothing.
+
+class RunTrainer(Trainer):
     """
+    A `Trainer` for data sets that are functions of the position: they shuffle, so the order here is the data's own, and
+    a resumed run repeats and loses nothing.
+
+    It stops with [`TrainingDivergedError`] before a loss that is not finite reaches the weights, and before weights
+    that are not finite reach a checkpoint.
+    """
+
+    def _get_train_sampler(self, train_dataset=None) -> SequentialSampler:
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss).all():
+            self._stop(f"The loss is {float(loss)}")
+        return loss
+
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        self._check_weights()
+        super()._save_checkpoint(*args, **kwargs)
+
+    def train(self, *args, **kwargs):
+        result = super().train(*args, **kwargs)
+        self._check_weights()
+        return result
+
+    def _check_weights(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and not torch.isfinite(parameter).all():
+                self._stop(f"The weight {name} is not finite")
+
+    def _stop(self, reason: str) -> None:
+        last = get_last_checkpoint(self.args.output_dir)
+        kept = f"The last good checkpoint is {last}; the same command goes on from there." if last else (
+            "There is no checkpoint yet."
+        )  # fmt: skip
+        raise TrainingDivergedError(
+            f"{reason} at step {self.state.global_step + 1}, so training has stopped. {kept} Lower the learning rate, "
+            "lengthen the warm-up or compute in float32, or it will happen again."
+        )
+
+
+class SeedTrainer(RunTrainer):
+    """A `RunTrainer` whose log holds the named loss terms and, in stage II, how much of the codebook is in use."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -22,9 +66,6 @@ class SeedTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._code_counts: torch.Tensor | None = None
-
-    def _get_train_sampler(self, train_dataset=None) -> SequentialSampler:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         outputs = model(**inputs)

@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_language import tiny_language_model, tiny_processor
+from tiny_language import tiny_language_model, tiny_processor, tiny_text_tokenizer
 from tiny_repository import make_seed_model
-from transformers import OPTForCausalLM
+from transformers import OPTConfig, OPTForCausalLM
 
 from seed import SeedImageProcessorPil, SeedOPTForCausalLM
 from seed.training.language_examples import LoraRecipe
@@ -152,11 +152,7 @@ def test_a_text_model_is_extended_and_a_trained_one_kept_to_its_tokenizer(tmp_pa
 
 def save_text_model(folder):
     """A stock OPT and its tokenizer."""
-    from tiny_language import tiny_text_tokenizer
-
-    model = tiny_language_model()
-    config = {key: value for key, value in model.config.to_dict().items() if key not in ("model_type", "architectures")}
-    text = OPTForCausalLM(OPTForCausalLM.config_class(**config | {"vocab_size": model.config.text_embedding_rows}))
-    text.save_pretrained(folder)
+    shape = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    OPTForCausalLM(OPTConfig(vocab_size=333, word_embed_proj_dim=32, **shape)).save_pretrained(folder)
     tiny_text_tokenizer().save_pretrained(folder)
     return folder

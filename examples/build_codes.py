@@ -1,0 +1,54 @@
+"""Codes of several augmented views of every picture, for training a language model on few pictures (our choice).
+
+    python examples/build_codes.py --data emoji64/train.parquet --views 8 --model runs/image_tokenizer \
+        --feature-cache runs/features --output runs/codes.parquet
+
+Rows of one `id` are views of one picture, the first the picture itself; `seed tokenize` makes that one alone, in
+float32. Vision features go through the cache that the stages train from, in bfloat16 and kept as float16, and so do
+these codes: their metadata says bfloat16. A run that was killed goes on where it stopped.
+"""
+
+import argparse
+import dataclasses
+
+from seed import SeedImageProcessorPil, SeedModel
+from seed.data.codes import CodesMetadata
+from seed.repository_seed import resolve_image_tokenizer
+from seed.training.feature_cache import codes_of_cache, open_embedding_cache
+from seed.training.language_examples import write_views
+from seed.training.recipes import DataRecipe, StageRecipe
+from seed.training.stage import open_sources
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="image-text data")
+    parser.add_argument("--image-root", help="folder of the pictures that JSON files and tables name")
+    parser.add_argument("--model", required=True, help="SEED repository or image tokenizer")
+    parser.add_argument("--views", type=int, required=True, help="of each picture, the picture itself included")
+    parser.add_argument("--feature-cache", required=True, help="folder for vision features, as of the training stages")
+    parser.add_argument("--output", required=True, help="the Parquet file to write")
+    arguments = parser.parse_args()
+
+    folder = resolve_image_tokenizer(arguments.model)
+    # With the text branch, as the stages load it: the cache knows the Q-Former by the hash of all its weights.
+    model = SeedModel.from_pretrained(folder).eval()
+    processor = SeedImageProcessorPil.from_pretrained(folder)
+    metadata = dataclasses.replace(CodesMetadata.of(model, processor), dtype="bfloat16")
+
+    recipe = StageRecipe(epochs=0, training={}, data=DataRecipe(views=arguments.views))
+    data = argparse.Namespace(
+        data=[arguments.data],
+        extra_data=[],
+        image_root=arguments.image_root,
+        feature_cache=arguments.feature_cache,
+        output=arguments.feature_cache,
+    )
+    (source,) = open_sources(data, recipe, model, processor)
+    codes = codes_of_cache(model, open_embedding_cache(model, source.cache))
+    write_views(arguments.output, codes, source.captions, metadata)
+    print(f"Wrote {arguments.output}: {codes.shape[1]} views of {codes.shape[0]} pictures.")
+
+
+if __name__ == "__main__":
+    main()

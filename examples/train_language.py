@@ -1,0 +1,52 @@
+"""The language model: LoRA on a frozen OPT or Llama, the visual tokens trained whole (paper, section 3.3).
+
+Stage 1 learns image to text, stage 2 image to text and text to image together. Codes are made beforehand:
+
+    seed tokenize emoji64/train.parquet --model runs/seed --output runs/codes.parquet
+    python examples/train_language.py --recipe examples/recipes/language_stage1/tiny.yaml --model runs/text_model \
+        --image-tokenizer runs/seed --data runs/codes.parquet --output runs/language1
+    python examples/train_language.py --recipe examples/recipes/language_stage2/tiny.yaml \
+        --model runs/language1/adapter --image-tokenizer runs/seed --data runs/codes.parquet --output runs/language2
+
+The output folder is a SEED repository with LoRA merged; `adapter/` in it holds what was trained alone. Run it again
+with the same arguments to resume. Several processes: `accelerate launch examples/train_language.py ...`.
+"""
+
+import argparse
+
+import torch
+from accelerate import PartialState
+from transformers import set_seed
+
+from seed.data.tokenization import load_image_tokenizer
+from seed.training.language_examples import LanguageFile, load_language_recipe
+from seed.training.language_stage import run_language_stage, save_language_model
+from seed.training.lora import adapter_base, is_adapter, open_language_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", required=True, help="YAML file, see examples/recipes")
+    parser.add_argument("--model", required=True, help="text model, SEED language model, or folder of an adapter")
+    parser.add_argument("--image-tokenizer", required=True, help="SEED repository or image tokenizer")
+    parser.add_argument("--data", required=True, action="append", help="Parquet file of codes; may be repeated")
+    parser.add_argument("--output", required=True, help="folder for the trained model and its checkpoints")
+    parser.add_argument("--max-steps", type=int, help="length of the run, instead of the recipe's epochs")
+    arguments = parser.parse_args()
+
+    recipe = load_language_recipe(arguments.recipe)
+    image_tokenizer, image_processor = load_image_tokenizer(arguments.image_tokenizer)
+    config, codes_hash = image_tokenizer.config, image_tokenizer.codes_hash()
+    files = [LanguageFile(path, codes_hash, config.codebook_size, config.num_codes) for path in arguments.data]
+    set_seed(recipe.training.get("seed", 42))  # so that new weights are the same in every run
+    dtype = getattr(torch, recipe.dtype)
+    model, processor = open_language_model(arguments.model, image_tokenizer, image_processor, recipe.lora, dtype)
+    run_language_stage(arguments.output, recipe, model, processor, files, arguments.max_steps)
+    if PartialState().is_main_process:
+        base = adapter_base(arguments.model) if is_adapter(arguments.model) else arguments.model
+        save_language_model(arguments.output, model, processor, base, arguments.image_tokenizer, arguments.recipe)
+        print(f"Saved to {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

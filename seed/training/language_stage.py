@@ -1,0 +1,98 @@
+"""What the scripts that train a language model share: the run, and the repository that comes out of it."""
+
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..modeling_seed_language import SeedLanguageModelMixin
+from ..processing_seed import SeedProcessor
+from ..repository_seed import resolve_decoder, resolve_image_tokenizer
+from .language_examples import LanguageDataset, LanguageFile, LanguageRecipe
+from .lora import merge, save_adapter
+from .packing import PackingCollator
+from .trainer import RunTrainer
+
+
+def run_language_stage(
+    output: str | Path,
+    recipe: LanguageRecipe,
+    model: PeftModel,
+    processor: SeedProcessor,
+    files: Sequence[LanguageFile],
+    max_steps: int | None = None,
+) -> None:
+    """
+    Trains `model`, resuming from the last checkpoint under `output`/checkpoints if there is one.
+
+    Args:
+        files: the data, for the recipe's tasks.
+        max_steps: length of the run, instead of the recipe's epochs.
+
+    Raises:
+        TrainingDivergedError: a loss or weight is not finite; the last good checkpoint is kept.
+    """
+    # Trainer wants to be told before it computes in bfloat16 on a CPU.
+    training = {"use_cpu": not torch.cuda.is_available()} | recipe.training
+    checkpoints = Path(output) / "checkpoints"
+    options = TrainingArguments(output_dir=str(checkpoints), remove_unused_columns=False, max_steps=1, **training)
+    max_length = min(recipe.capacity, model.config.max_position_embeddings)
+    dataset = LanguageDataset(files, processor, recipe, max_length, options.seed)
+    batch = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
+    options.max_steps = max_steps or math.ceil(recipe.epochs * dataset.epoch_length / batch)
+    dataset.examples = options.max_steps * batch
+    if PartialState().is_main_process:
+        print(f"{dataset.epoch_length} examples per epoch, {options.max_steps} steps of {batch}")
+        model.print_trainable_parameters()
+    pad = processor.tokenizer.pad_token_id
+    collator = PackingCollator(processor.tokenizer.eos_token_id if pad is None else pad, recipe.capacity)
+    trainer = RunTrainer(model=model, args=options, train_dataset=dataset, data_collator=collator)
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+
+
+def save_language_model(
+    output: str | Path,
+    model: PeftModel,
+    processor: SeedProcessor,
+    base_model: str,
+    image_tokenizer: str | Path,
+    recipe_path: str | Path,
+) -> SeedLanguageModelMixin:
+    """
+    Saves what was trained alone, in `output`/adapter, and the merged model as a SEED repository, all or nothing.
+
+    Args:
+        base_model: folder or Hub id of the frozen model.
+        image_tokenizer: SEED repository or image tokenizer, to which the new repository points, and to its decoder.
+
+    Returns:
+        The merged model; `model` is used up.
+    """
+    output = Path(output)
+    processor.image_repository = str(resolve_image_tokenizer(image_tokenizer).resolve())
+    try:
+        processor.decoder_repository = str(resolve_decoder(image_tokenizer).resolve())
+    except FileNotFoundError:  # an image tokenizer of its own has none; the model captions and answers without
+        processor.decoder_repository = None
+    save_adapter(model, output / "adapter", base_model)
+    merged = merge(model).eval()
+    partial = output / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    merged.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    shutil.copy(recipe_path, partial / "recipe.yaml")
+    for item in partial.iterdir():
+        os.replace(item, output / item.name)
+    partial.rmdir()
+    return merged
+
+
+__all__ = ["run_language_stage", "save_language_model"]

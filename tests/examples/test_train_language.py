@@ -1,0 +1,120 @@
+"""Both stages of the language model as a script: run, resume with the same loss curve, hand on, stop at NaN."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from run_example import EXAMPLES, run_script
+from safetensors.torch import load_file
+from test_training_stages import losses
+from tiny_language import tiny_text_tokenizer
+from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
+
+from seed import SeedModel, SeedOPTForCausalLM, SeedProcessor
+from seed.data.codes import CodesMetadata, codes_schema
+from seed.training.lora import load_adapter, merge
+from seed.training.trainer import TrainingDivergedError
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, seed_repository) -> Path:
+    """A text model, and codes of 12 pictures with two views each."""
+    folder = tmp_path_factory.mktemp("language")
+    shape = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    config = OPTConfig(vocab_size=336, word_embed_proj_dim=32, max_position_embeddings=256, pad_token_id=1, **shape)
+    OPTForCausalLM(config).save_pretrained(folder / "text")
+    tiny_text_tokenizer().save_pretrained(folder / "text")
+    write_codes(folder / "codes.parquet", SeedModel.from_pretrained(seed_repository / "image_tokenizer").codes_hash())
+    return folder
+
+
+def write_codes(path: Path, image_tokenizer: str) -> None:
+    metadata = CodesMetadata(image_tokenizer, "none", "float32", codebook_size=64, num_codes=32)
+    codes = np.random.default_rng(0).integers(64, size=(24, 32)).tolist()
+    rows = [{"id": str(i // 2), "codes": codes[i], "captions": [f"a dog {i // 2}"]} for i in range(24)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=codes_schema(metadata, with_captions=True)), path)
+
+
+def arguments(work: Path, repository: Path, stage: str, model: Path, output: Path) -> list:
+    recipe = EXAMPLES / "recipes" / stage / "smoke.yaml"
+    return ["--recipe", recipe, "--model", model, "--image-tokenizer", repository, "--data", work / "codes.parquet",
+            "--output", output]  # fmt: skip
+
+
+def run_and_resume(work: Path, repository: Path, stage: str, model: Path) -> Path:
+    whole, resumed = work / stage, work / f"{stage}-resumed"
+    run_script("train_language.py", *arguments(work, repository, stage, model, whole))
+    shutil.copytree(whole / "checkpoints" / "checkpoint-2", resumed / "checkpoints" / "checkpoint-2")
+    run_script("train_language.py", *arguments(work, repository, stage, model, resumed))
+    assert losses(whole) == losses(resumed) and len(losses(whole)) == 4
+    expected, found = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    return whole
+
+
+def test_both_stages_run_resume_and_hand_on(work, seed_repository):
+    stage1 = run_and_resume(work, seed_repository, "language_stage1", work / "text")
+    stage2 = run_and_resume(work, seed_repository, "language_stage2", stage1 / "adapter")
+
+    # The adapter of stage 2 contains stage 1: on the text model alone, it gives the merged repository.
+    text = AutoModelForCausalLM.from_pretrained(work / "text")
+    seed_model = SeedModel.from_pretrained(seed_repository / "image_tokenizer")
+    base = SeedOPTForCausalLM.from_text_model(text, seed_model, text_vocab_size=330)
+    ids = torch.cat([torch.randint(3, 330, (1, 6)), torch.arange(330, 340)[None]], dim=1)
+    merged = AutoModelForCausalLM.from_pretrained(stage2).eval()
+    adapted = merge(load_adapter(base, stage2 / "adapter")).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(ids).logits, merged(ids).logits, rtol=1e-4, atol=1e-4)
+    text = AutoModelForCausalLM.from_pretrained(work / "text")  # the first has been merged into
+    for name in ("model.decoder.embed_tokens.weight", "lm_head.weight"):
+        assert torch.equal(merged.state_dict()[name], text.state_dict()[name]), f"{name} is not to change"
+    assert not torch.equal(merged.model.decoder.layers[0].fc1.weight, text.model.decoder.layers[0].fc1.weight)
+
+    # And the output is a repository to use: its processor finds the image tokenizer.
+    processor = SeedProcessor.from_pretrained(stage2)
+    assert processor.load_image_tokenizer().codes_hash() == seed_model.codes_hash()
+    assert processor.load_image_tokenizer().codes_hash() == merged.config.image_tokenizer_hash
+    prompt = processor.drawing_prompts(["a dog 3"])
+    drawn = merged.generate(**prompt, generation_mode="image", do_sample=False)
+    assert processor.image_codes(drawn).shape == (1, 32)
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(work, seed_repository, monkeypatch):
+    output, calls = work / "diverging", []
+    forward = SeedOPTForCausalLM.forward
+
+    def poisoned(self, *args, **kwargs):
+        outputs = forward(self, *args, **kwargs)
+        calls.append(1)
+        if len(calls) == 4:
+            outputs.loss = outputs.loss * float("nan")
+        return outputs
+
+    monkeypatch.setattr(SeedOPTForCausalLM, "forward", poisoned)
+    command = arguments(work, seed_repository, "language_stage1", work / "text", output)
+    with pytest.raises(
+        TrainingDivergedError, match="The loss is nan at step 4, .*checkpoint-2; the same command goes on"
+    ):
+        run_script("train_language.py", *command)
+    assert [path.name for path in (output / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not (output / "model.safetensors").exists()
+    stored = load_file(output / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in stored.values())
+
+    monkeypatch.setattr(SeedOPTForCausalLM, "forward", forward)
+    run_script("train_language.py", *command)
+    assert (output / "model.safetensors").exists()
+
+
+def test_codes_of_another_tokenizer_are_refused(work, seed_repository, tmp_path):
+    write_codes(tmp_path / "codes.parquet", "f" * 64)
+    command = arguments(tmp_path, seed_repository, "language_stage1", work / "text", tmp_path / "out")
+    with pytest.raises(ValueError, match="codes.parquet: an image tokenizer with weights ffffffffffff"):
+        run_script("train_language.py", *command)
+    assert not (tmp_path / "out").exists()
