@@ -35,6 +35,9 @@ def main() -> None:
     parser.add_argument("--num-inference-steps", type=int, default=50)
     parser.add_argument("--language-model", help="folder that examples/train_language.py wrote")
     parser.add_argument("--token-guidance-scale", type=float, help="of the language model when it draws")
+    parser.add_argument(
+        "--token-temperature", type=float, help="at which it samples codes; the likeliest code if not given"
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
@@ -81,6 +84,7 @@ def add_language_model(arguments: argparse.Namespace, dtype: torch.dtype) -> Non
     processor.guidance_scale = arguments.guidance_scale
     processor.num_inference_steps = arguments.num_inference_steps
     processor.token_guidance_scale = arguments.token_guidance_scale
+    processor.token_temperature = arguments.token_temperature
     model = AutoModelForCausalLM.from_pretrained(arguments.language_model, dtype=dtype)
     processor.check_language_model(model)
     model.save_pretrained(output)

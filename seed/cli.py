@@ -144,6 +144,9 @@ def _add_draw(verbs) -> None:
     parser.add_argument("--output", required=True, metavar="FILE", help="the picture to write")
     parser.add_argument("--guidance-scale", type=float, help="of the diffusion (default: the model's setting)")
     parser.add_argument("--token-guidance-scale", type=float, help="of the language model (likewise)")
+    parser.add_argument(
+        "--token-temperature", type=float, help="at which codes are sampled; 0: the likeliest (likewise)"
+    )
     parser.add_argument("--num-inference-steps", type=positive, help="of the diffusion (likewise)")
     _add_model_options(parser)
     parser.set_defaults(func=run_draw)
@@ -251,7 +254,7 @@ def run_draw(args: argparse.Namespace) -> int:
     from .language_tasks import draw_prompts, tile
 
     check_image_path(args.output)
-    settings = ("guidance_scale", "token_guidance_scale", "num_inference_steps")
+    settings = ("guidance_scale", "token_guidance_scale", "token_temperature", "num_inference_steps")
     chosen = {name: getattr(args, name) for name in settings if getattr(args, name) is not None}
     drawings = draw_prompts(_pipeline(args, language_model=True), [args.prompt], args.count, args.seed, **chosen)
     save_image(tile(drawings), args.output)

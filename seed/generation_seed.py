@@ -6,6 +6,18 @@ from transformers import LogitsProcessor
 GENERATION_MODES = ("text", "image", "interleaved")
 
 
+def sampling_options(temperature: float) -> dict:
+    """
+    `generate`'s arguments for a temperature: 0 takes the likeliest token each time, more samples from all of them.
+
+    Raises:
+        ValueError: a negative temperature.
+    """
+    if temperature < 0:
+        raise ValueError(f"The temperature is {temperature}; expected 0 (the likeliest token) or more (sampling).")
+    return {"do_sample": True, "temperature": float(temperature), "top_k": 0} if temperature else {"do_sample": False}
+
+
 class SeedImageTokensLogitsProcessor(LogitsProcessor):
     """
     Lets through only the tokens that the grammar allows next, row by row, read off the tokens so far.
@@ -109,4 +121,4 @@ class SeedTokenGuidanceLogitsProcessor(LogitsProcessor):
         return outputs.logits[:, -1]
 
 
-__all__ = ["GENERATION_MODES", "SeedImageTokensLogitsProcessor", "SeedTokenGuidanceLogitsProcessor"]
+__all__ = ["GENERATION_MODES", "SeedImageTokensLogitsProcessor", "SeedTokenGuidanceLogitsProcessor", "sampling_options"]

@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from .generation_seed import sampling_options
 from .image_processing_seed import SeedImageProcessorPil
 from .modeling_seed import SeedModel
 from .modeling_seed_llama import SeedLlamaForCausalLM
@@ -31,7 +32,7 @@ from .repository_seed import (
 )
 
 # What a repository says about drawing, in the file that the pipeline shares with SeedProcessor.
-_SETTINGS = ("guidance_scale", "num_inference_steps", "token_guidance_scale")
+SETTINGS = ("guidance_scale", "num_inference_steps", "token_guidance_scale", "token_temperature")
 _LANGUAGE_MODELS = {model.config_class.model_type: model for model in (SeedOPTForCausalLM, SeedLlamaForCausalLM)}
 
 
@@ -62,6 +63,7 @@ class SeedPipeline(DiffusionPipeline):
             draw from prompts.
         guidance_scale, num_inference_steps: what `__call__` uses if not told otherwise; saved with the pipeline.
         token_guidance_scale: likewise, of the language model; 1 is off.
+        token_temperature: likewise, at which the codes are sampled; 0 takes the likeliest code each time.
 
     Raises:
         ValueError: parts that were not made for each other.
@@ -84,6 +86,7 @@ class SeedPipeline(DiffusionPipeline):
         guidance_scale: float = 7.5,
         num_inference_steps: int = 50,
         token_guidance_scale: float = 1.0,
+        token_temperature: float = 0.0,
     ):
         super().__init__()
         generation_dim, wanted = image_tokenizer.config.generation_dim, unet.config.cross_attention_dim
@@ -112,6 +115,7 @@ class SeedPipeline(DiffusionPipeline):
             guidance_scale=guidance_scale,
             num_inference_steps=num_inference_steps,
             token_guidance_scale=token_guidance_scale,
+            token_temperature=token_temperature,
         )
 
     # Loading and saving ----------------------------------------------------------------------------------------------
@@ -189,7 +193,7 @@ class SeedPipeline(DiffusionPipeline):
             language_model=language_model or None,
             processor=processor if language_model else None,
             **text,
-            **{key: settings[key] for key in _SETTINGS if key in settings},
+            **{key: settings[key] for key in SETTINGS if key in settings},
         )
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
@@ -212,7 +216,7 @@ class SeedPipeline(DiffusionPipeline):
         settings = read_settings(root) | {
             "image_tokenizer": IMAGE_TOKENIZER_FOLDER,
             "decoder": DECODER_FOLDER,
-            **{key: self.config[key] for key in _SETTINGS},
+            **{key: self.config[key] for key in SETTINGS},
         }
         write_settings(root, settings)
 
@@ -274,6 +278,7 @@ class SeedPipeline(DiffusionPipeline):
         prompt: str | Sequence[str],
         num_images_per_prompt: int = 1,
         token_guidance_scale: float | None = None,
+        token_temperature: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         **generate_kwargs,
     ) -> torch.LongTensor:
@@ -282,11 +287,13 @@ class SeedPipeline(DiffusionPipeline):
 
         Args:
             prompt: one or more captions; "" draws unconditionally.
-            num_images_per_prompt: rows per prompt: different ones where the model samples (`do_sample`, here or in its
-                generation config), else the same one repeated.
+            num_images_per_prompt: rows per prompt: different ones where the model samples, else the same one repeated.
             token_guidance_scale: guidance against the empty prompt; the pipeline's setting if None, 1 is off.
+            token_temperature: at which codes are sampled, from all of them unless `generate_kwargs` limit the choice;
+                the pipeline's setting if None, 0 takes the likeliest code each time.
             generator: seeds the sampling; a list, one per row, samples each row by itself.
-            generate_kwargs: of the language model's `generate` (`do_sample`, `top_k`, `temperature`, `num_beams`, ...).
+            generate_kwargs: of the language model's `generate` (`top_k`, `top_p`, `num_beams`, ...); `do_sample` and
+                `temperature` overrule `token_temperature`.
 
         Raises:
             ValueError: there is no language model, or a prompt does not fit into its context.
@@ -298,10 +305,12 @@ class SeedPipeline(DiffusionPipeline):
             )
         if token_guidance_scale is None:
             token_guidance_scale = self.config.token_guidance_scale
+        if token_temperature is None:
+            token_temperature = self.config.token_temperature
+        generate_kwargs = sampling_options(token_temperature) | generate_kwargs
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
-        config = generate_kwargs.get("generation_config") or self.language_model.generation_config
-        samples = generate_kwargs.get("do_sample", config.do_sample)
+        samples = generate_kwargs["do_sample"]
         if samples and isinstance(generator, list):
             if len(generator) != len(prompts):
                 raise ValueError(f"Got {len(generator)} generators for {len(prompts)} drawings.")
@@ -345,6 +354,7 @@ class SeedPipeline(DiffusionPipeline):
         return_dict: bool = True,
         prompt: str | Sequence[str] | None = None,
         token_guidance_scale: float | None = None,
+        token_temperature: float | None = None,
         generate_kwargs: dict | None = None,
         **kwargs,
     ) -> SeedPipelineOutput | tuple:
@@ -364,7 +374,7 @@ class SeedPipeline(DiffusionPipeline):
             latents: initial noise, `(batch * num_images_per_prompt, channels, height / 8, width / 8)`.
             output_type: "pil", "np", "pt" or "latent".
             prompt: one or more captions, instead of `images`, from which the language model writes the codes.
-            token_guidance_scale, generate_kwargs: see `generate_codes`.
+            token_guidance_scale, token_temperature, generate_kwargs: see `generate_codes`.
             kwargs: further arguments of `StableDiffusionPipeline` (`callback_on_step_end`, `timesteps`, ...).
 
         Raises:
@@ -376,7 +386,12 @@ class SeedPipeline(DiffusionPipeline):
             codes = self.tokenize_images(images)
         elif prompt is not None:
             codes = self.generate_codes(
-                prompt, num_images_per_prompt, token_guidance_scale, generator, **(generate_kwargs or {})
+                prompt,
+                num_images_per_prompt,
+                token_guidance_scale,
+                token_temperature,
+                generator,
+                **(generate_kwargs or {}),
             )
             num_images_per_prompt = 1  # every drawing has codes of its own
         if guidance_scale is None:

@@ -79,8 +79,8 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
         image_tokenizer_hash: [`SeedModel.codes_hash`] of the image tokenizer that the language model was trained with;
             another one is refused. None allows any.
         caption_prompt, question_prompt, drawing_prompt: of the paper (section 4); the trained model knows no others.
-        guidance_scale, num_inference_steps: of the diffusion; token_guidance_scale: of the language model, when
-            drawing. None keeps what a saved file says, or else the pipeline's default.
+        guidance_scale, num_inference_steps: of the diffusion; token_guidance_scale, token_temperature: of the language
+            model, when drawing. None keeps what a saved file says, or else the pipeline's default.
         chat_template: a Jinja template, or several by name; QUESTION_CHAT_TEMPLATE as "default" and
             INSTRUCTION_CHAT_TEMPLATE as "instruction" if None.
 
@@ -105,6 +105,7 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
         guidance_scale: float | None = None,
         num_inference_steps: int | None = None,
         token_guidance_scale: float | None = None,
+        token_temperature: float | None = None,
         chat_template: str | dict[str, str] | None = None,
     ):
         if "{}" not in question_prompt:
@@ -126,6 +127,7 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
         self.guidance_scale = guidance_scale
         self.num_inference_steps = num_inference_steps
         self.token_guidance_scale = token_guidance_scale
+        self.token_temperature = token_temperature
         self.name_or_path: str | None = None
         self._hub_options: dict = {}
         self._image_tokenizer: SeedModel | None = None

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import Pipeline
 
-from .pipeline_seed import SeedPipeline
+from .pipeline_seed import SETTINGS, SeedPipeline
 
 
 class SeedTextToImagePipeline(Pipeline):
@@ -69,7 +69,7 @@ class SeedTextToImagePipeline(Pipeline):
             inputs: a caption, or a list, dataset or generator of them; "" draws unconditionally.
             num_images_per_prompt: drawings per caption (1).
             num_inference_steps, guidance_scale: of the diffusion; the repository's settings if not given.
-            token_guidance_scale: of the language model; likewise.
+            token_guidance_scale, token_temperature: of the language model; likewise.
             seed: makes drawings repeatable, and independent of the batch they are made in: image k of any caption
                 starts from `seed + k`.
             generator: a `torch.Generator` instead of `seed`, or for a single caption a list with one per image.
@@ -89,6 +89,7 @@ class SeedTextToImagePipeline(Pipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         token_guidance_scale: float | None = None,
+        token_temperature: float | None = None,
         seed: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         height: int | None = None,
@@ -151,8 +152,7 @@ class SeedTextToImagePipeline(Pipeline):
 
 
 def _own_settings(drawer: SeedPipeline) -> dict:
-    names = ("guidance_scale", "num_inference_steps", "token_guidance_scale")
-    return {name: drawer.config[name] for name in names}
+    return {name: drawer.config[name] for name in SETTINGS}
 
 
 @contextlib.contextmanager

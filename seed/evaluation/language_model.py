@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ..data.provenance import weight_hash
+from ..generation_seed import sampling_options
 from ..modeling_seed_language import SeedLanguageModelMixin
 from ..processing_seed import SeedProcessor
 from ..repository_seed import fetch
@@ -27,7 +28,7 @@ class EvaluatedLanguageModel:
         dtype: of the language model; the image tokenizer is in float32 always.
         num_beams: for captions and answers; the model's generation settings if None.
         token_guidance_scale: for drawing; the processor's setting if None.
-        temperature: for drawing: 0 takes the likeliest code each time, more samples; the generation settings if None.
+        temperature: for drawing: 0 takes the likeliest code each time, more samples; the processor's setting if None.
         top_p: for drawing, with sampling.
         seed: of sampling.
 
@@ -61,16 +62,9 @@ class EvaluatedLanguageModel:
         if token_guidance_scale is None:
             token_guidance_scale = self.processor.token_guidance_scale
         self.drawing_options = {"token_guidance_scale": token_guidance_scale}
-        if temperature is not None:
-            self.drawing_options |= (
-                {"do_sample": False}
-                if temperature == 0
-                else {
-                    "do_sample": True,
-                    "temperature": temperature,
-                    "top_k": 0,
-                }
-            )
+        if temperature is None:
+            temperature = self.processor.token_temperature or 0
+        self.drawing_options |= sampling_options(temperature)
         if top_p is not None:
             self.drawing_options |= {"do_sample": True, "top_p": top_p}
         self._tokenizer: EvaluatedTokenizer | None = None
