@@ -4,12 +4,15 @@
         --feature-cache runs/features --output runs/codes.parquet
 
 Rows of one `id` are views of one picture, the first the picture itself; `seed tokenize` makes that one alone, in
-float32. Vision features go through the cache that the stages train from, in bfloat16 and kept as float16, and so do
-these codes: their metadata says bfloat16. A run that was killed goes on where it stopped.
+float32. Vision features go through a cache as the stages have it, in bfloat16 and kept as float16, and so do these
+codes: their metadata says bfloat16. The stages' own cache serves where the weights are the same to the bit; a tokenizer
+packaged in another dtype needs one of its own. A run that was killed goes on where it stopped.
 """
 
 import argparse
 import dataclasses
+
+import torch
 
 from seed import SeedImageProcessorPil, SeedModel
 from seed.data.codes import CodesMetadata
@@ -31,8 +34,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     folder = resolve_image_tokenizer(arguments.model)
-    # With the text branch, as the stages load it: the cache knows the Q-Former by the hash of all its weights.
-    model = SeedModel.from_pretrained(folder).eval()
+    # In float32 and with the text branch, as the stages load it: the cache knows a part by the hash of all its weights.
+    model = SeedModel.from_pretrained(folder, dtype=torch.float32).eval()
     processor = SeedImageProcessorPil.from_pretrained(folder)
     metadata = dataclasses.replace(CodesMetadata.of(model, processor), dtype="bfloat16")
 

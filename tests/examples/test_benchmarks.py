@@ -99,3 +99,31 @@ def test_generation_benchmark_compares_equal_work(load_benchmark, tmp_path, caps
     ours, stock = benchmark.build(benchmark.parse_arguments(arguments))
     assert ours.config.vocab_size == stock.config.vocab_size == 58459
     assert stock.lm_head.weight is stock.get_input_embeddings().weight
+
+
+def test_packing_benchmark_counts_useful_tokens(load_benchmark, tmp_path, capsys):
+    benchmark = load_benchmark("benchmark_packing")
+    output = tmp_path / "figures.json"
+    benchmark.main(["--model", "toy", "--examples", "24", "6", "--rounds", "1", "--output", str(output)])
+    assert "captions, toy, rows of 128, 1 rounds, wall time" in capsys.readouterr().out
+    data = json.loads(output.read_text())["data"]
+    for name in ("captions", "documents"):
+        assert data[name]["useful_share"]["packed"] > data[name]["useful_share"]["padded"] > 0.3
+    assert data["captions"]["useful_share"]["packed"] >= 0.97
+    rng = benchmark.random.Random(0)
+    lengths = benchmark.caption_lengths(24, rng)
+    expected = sum(lengths) / (24 * max(lengths))
+    assert data["captions"]["useful_share"]["padded"] == pytest.approx(expected)
+
+
+def test_adapter_memory_benchmark_counts_what_is_trained(load_benchmark):
+    benchmark = load_benchmark("benchmark_adapter_memory")
+    arguments = benchmark.parse_arguments(["--model", "toy"])
+    figures = {which: benchmark.measure(which, arguments) for which in ("seed", "stock")}
+    width, layers, rank = 32, 2, 16
+    lora = layers * rank * (4 * 2 * width + 2 * (width + 4 * width))
+    visual = 32 * width + width + 2 * width + (2 + 8192) * width
+    assert figures["seed"]["trainable_bytes"] == 4 * (lora + visual)
+    assert figures["stock"]["trainable_bytes"] == 4 * (lora + 58459 * width)
+    codebook = 4 * 8192 * 32
+    assert 0 < figures["seed"]["adapter_bytes"] - 4 * (lora + visual) - codebook < 16000
