@@ -101,7 +101,7 @@ class SeedTokenGuidanceLogitsProcessor(LogitsProcessor):
         """
         first = self.model.config.boi_token_id
         unconditional = self._unconditional_logits(input_ids[:, self.prompt_length :])[:, first:]
-        unconditional = unconditional.to(scores.dtype).log_softmax(dim=-1)
+        unconditional = unconditional.to(scores).log_softmax(dim=-1)
         conditional = scores[:, first:].log_softmax(dim=-1)
         guided = scores.clone()
         guided[:, first:] = unconditional + self.scale * (conditional - unconditional)

@@ -80,7 +80,7 @@ class SeedLanguageModelMixin:
         visual = input_ids >= first
         words = self.get_input_embeddings()(input_ids.masked_fill(visual, 0))
         images = self.visual_embeddings((input_ids - first).clamp(min=0))
-        return torch.where(visual[..., None], images.to(words.dtype), words)
+        return torch.where(visual[..., None], images.to(words), words)
 
     def compute_logits(self, hidden_states: torch.Tensor, generation_mode: str | None = None) -> torch.Tensor:
         """
@@ -97,7 +97,8 @@ class SeedLanguageModelMixin:
         words = self.lm_head(hidden_states)[..., :first]
         if generation_mode == "text":
             return nn.functional.pad(words, (0, vocab_size - first), value=torch.finfo(words.dtype).min)
-        return torch.cat([words, self.visual_head(hidden_states)], dim=-1)
+        # With the layers spread over devices, the two heads may be on different ones.
+        return torch.cat([words, self.visual_head(hidden_states).to(words)], dim=-1)
 
     def forward(
         self,
@@ -118,7 +119,8 @@ class SeedLanguageModelMixin:
         As the text model's forward, with words and visual tokens in `input_ids`.
 
         Args:
-            attention_mask: `(batch, length)`, or `(batch, 1, length, length)` for packed rows.
+            attention_mask: `(batch, length)`, or `(batch, 1, length, length)` for packed rows, bool (True: attend) or
+                additive.
             labels: `(batch, length)`, aligned with `input_ids` (shifted here); -100 where there is no loss. The
                 cross-entropy runs over words and visual tokens together, in float32. Only labelled positions go
                 through the heads, and in training mode `logits` is None.
@@ -128,6 +130,8 @@ class SeedLanguageModelMixin:
         """
         if inputs_embeds is None and input_ids is not None:
             inputs_embeds, input_ids = self.embed_ids(input_ids), None
+        if attention_mask is not None and attention_mask.dim() == 4 and attention_mask.dtype == torch.bool:
+            attention_mask = self._fit_packed_mask(attention_mask, inputs_embeds.dtype)
         outputs = self.get_decoder()(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -157,6 +161,18 @@ class SeedLanguageModelMixin:
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return result if return_dict else result.to_tuple()
+
+    def _fit_packed_mask(self, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A bool mask as the attention back end reads it; "eager" would add True and False to the scores as 1 and 0."""
+        implementation = self.config._attn_implementation
+        if implementation == "eager":
+            return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        if implementation != "sdpa":
+            raise ValueError(
+                f"Packed rows need a mask that the attention {implementation!r} does not read; load the model with "
+                "attn_implementation='sdpa', or pad instead of packing."
+            )
+        return mask
 
     def _loss(self, hidden_states: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None):
         targets = labels[:, 1:].to(hidden_states.device)
@@ -198,20 +214,27 @@ class SeedLanguageModelMixin:
                 streamers, ...).
 
         Raises:
-            ValueError: an unknown mode; a prompt that leaves no room in the context; a `max_new_tokens` that would cut
-                an image short; guidance without `unconditional_ids` or outside mode "image".
+            ValueError: an unknown mode; a prompt that leaves no room in the context, or has ids of a larger vocabulary;
+                a `max_new_tokens` that would cut an image short; guidance without `unconditional_ids` or outside mode
+                "image".
         """
         if generation_mode not in GENERATION_MODES:
             raise ValueError(f"generation_mode is {generation_mode!r}; expected one of {', '.join(GENERATION_MODES)}.")
         input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
         if input_ids is None and generation_mode != "text":
             raise ValueError(f"generation_mode={generation_mode!r} needs input_ids, which SeedProcessor makes.")
+        if input_ids is not None and input_ids.numel() and int(input_ids.max()) >= self.config.vocab_size:
+            raise ValueError(
+                f"Token id {int(input_ids.max())} is out of range; this model has {self.config.vocab_size} words and "
+                "visual tokens. Was the prompt made by another model's processor?"
+            )
         if generation_mode == "image":
             input_ids, kwargs = self._open_image(input_ids, kwargs)
         prompt = next((given for given in (input_ids, kwargs.get("inputs_embeds")) if given is not None), None)
         prompt_length = 1 if prompt is None else prompt.shape[1]  # without a prompt, transformers starts from SOS
         settings = generation_config or self.generation_config
-        new_tokens = self._room_for_answer(prompt_length, generation_mode, settings, kwargs)
+        opened = generation_mode != "text" and bool((input_ids[:, -1] == self.config.boi_token_id).any())
+        new_tokens = self._room_for_answer(prompt_length, generation_mode, opened, settings, kwargs)
         kwargs.update(max_new_tokens=new_tokens, max_length=None)
         if generation_mode == "image":
             kwargs.update(eos_token_id=self.config.eoi_token_id, min_new_tokens=None, min_length=0)
@@ -249,26 +272,31 @@ class SeedLanguageModelMixin:
             kwargs = kwargs | {"attention_mask": torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)}
         return torch.cat([input_ids, boi], dim=1), kwargs
 
-    def _room_for_answer(self, prompt_length: int, mode: str, settings: GenerationConfig, kwargs: dict) -> int:
+    def _room_for_answer(
+        self, prompt_length: int, mode: str, opened: bool, settings: GenerationConfig, kwargs: dict
+    ) -> int:
         """How many tokens to write; an error where the context or the caller's limit does not let the answer fit."""
         room = self.config.max_position_embeddings - prompt_length
         asked = kwargs.pop("max_new_tokens", None)
         if (max_length := kwargs.pop("max_length", None)) is not None and asked is None:
             asked = max_length - prompt_length
         whole_image = self.config.num_codes + 1
-        least = whole_image if mode == "image" else 1
+        # An image that the prompt has opened is finished, in mode "interleaved" too.
+        least = whole_image if opened else 1
         if room < least:
             raise ValueError(
                 f"The prompt has {prompt_length} tokens; with {least} more for the answer it exceeds the context of "
                 f"{self.config.max_position_embeddings}. Shorten the prompt, or give it fewer images."
             )
+        if opened and asked is not None and asked < whole_image:
+            raise ValueError(
+                f"max_new_tokens (or max_length) leaves {asked} tokens, which would cut the image short: it has "
+                f"{self.config.num_codes} codes and </img>. Leave the limit out."
+            )
         if mode == "image":
-            if asked is not None and asked < whole_image:
-                raise ValueError(
-                    f"max_new_tokens (or max_length) leaves {asked} tokens, which would cut the image short: it has "
-                    f"{self.config.num_codes} codes and </img>. Leave the limit out."
-                )
             return whole_image
+        if asked is None and mode == "interleaved" and not settings.max_new_tokens:
+            return room  # transformers' default of 20 new tokens is less than an image
         if asked is None:
             default = settings.max_new_tokens or (settings.max_length or 0) - prompt_length
             return min(default, room) if default > 0 else min(20, room)
@@ -297,11 +325,19 @@ class SeedLanguageModelMixin:
 
         Raises:
             TypeError: the text model is of another class.
-            ValueError: the tokenizer has more entries than the text model has rows.
+            ValueError: the tokenizer has more entries than the text model has rows; or the text model is quantised,
+                offloaded or spread over devices.
         """
         if not isinstance(text_model, cls.text_model_class) or isinstance(text_model, SeedLanguageModelMixin):
             raise TypeError(
                 f"{cls.__name__} extends {cls.text_model_class.__name__}; got a {type(text_model).__name__}."
+            )
+        spread = len(set((getattr(text_model, "hf_device_map", None) or {"": 0}).values())) > 1
+        quantized = getattr(text_model.config, "quantization_config", None) is not None
+        if spread or quantized or any(parameter.is_meta for parameter in text_model.parameters()):
+            raise ValueError(
+                "A text model that is quantised, offloaded or spread over devices cannot be extended in place: load it "
+                "whole on one device (dtype='auto' keeps its size), extend it, save it, and load that as you like."
             )
         rows = text_model.get_input_embeddings().num_embeddings
         shared = text_model.config.to_dict()
@@ -346,8 +382,8 @@ class SeedLanguageModelMixin:
         A plain model of `text_model_class` with the same scores, for software that knows only that: words and visual
         tokens in one table each for input and output (untied), padded to a multiple of 64 rows.
 
-        The layers are shared with this model, the tables are new. The padding rows score 0; the generation
-        configuration suppresses them.
+        The layers are shared with this model, the tables are new. The padding rows score what `<pad>` does, so that
+        they are never the best choice, and the generation configuration suppresses them.
         """
         first, vocab_size = self.config.boi_token_id, self.config.vocab_size
         rows = -(-vocab_size // pad_to_multiple_of) * pad_to_multiple_of

@@ -149,6 +149,58 @@ class TestExtension:
         assert type(plain) is type(text_model) and plain.config.vocab_size == 192
         torch.testing.assert_close(plain(mixed()).logits[..., :TOTAL], expected, rtol=0, atol=1e-5)
         assert plain.generate(words(), max_new_tokens=12, do_sample=True, temperature=50.0).max() < TOTAL
+        # Software that ignores the generation configuration does not choose the padding either.
+        assert plain(torch.randint(0, TOTAL, (20, 30))).logits.argmax(-1).max() < TOTAL
+
+    def test_a_text_model_in_pieces_is_refused(self, seed_model):
+        text_model = TEXT_MODELS["opt"]()
+        text_model.hf_device_map = {"model.decoder.layers.0": 0, "model.decoder.layers.1": "cpu"}
+        with pytest.raises(ValueError, match="spread over devices"):
+            SeedOPTForCausalLM.from_text_model(text_model, seed_model)
+
+
+class TestForward:
+    @pytest.mark.parametrize("attention", ["eager", "sdpa"])
+    def test_packed_rows_are_isolated(self, pair, attention):
+        """Two examples in one row score as they do alone, with a bool mask, whatever the back end."""
+        _, model = pair
+        model.set_attn_implementation(attention)
+        first, second = words(1, 7), mixed(1)
+        length = first.shape[1] + second.shape[1]
+        mask = torch.zeros(1, 1, length, length, dtype=torch.bool)
+        mask[..., :7, :7] = torch.ones(7, 7).tril().bool()
+        mask[..., 7:, 7:] = torch.ones(length - 7, length - 7).tril().bool()
+        positions = torch.cat([torch.arange(7), torch.arange(length - 7)])[None]
+        packed = model(torch.cat([first, second], 1), attention_mask=mask, position_ids=positions).logits
+        torch.testing.assert_close(packed[:, :7], model(first).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(packed[:, 7:], model(second).logits, rtol=1e-4, atol=1e-4)
+
+    def test_tuples_embeddings_and_attentions_as_in_transformers(self, pair):
+        _, model = pair
+        model.set_attn_implementation("eager")
+        whole = model(mixed(), output_hidden_states=True, output_attentions=True)
+        length = mixed().shape[1]
+        assert len(whole.hidden_states) == 3 and whole.attentions[0].shape == (2, 4, length, length)
+        assert torch.equal(model(mixed(), return_dict=False)[0], whole.logits)
+        assert torch.equal(model(inputs_embeds=model.embed_ids(mixed())).logits, whole.logits)
+        assert torch.equal(model(mixed(), logits_to_keep=2).logits, whole.logits[:, -2:])
+
+    def test_gradient_checkpointing_changes_no_gradient(self, model):
+        def gradient():
+            model.zero_grad()
+            model(mixed(), labels=mixed(), use_cache=False).loss.backward()
+            return model.visual_embeddings.projection.weight.grad.clone()
+
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        model.model.decoder.dropout = 0.0
+        for layer in model.model.decoder.layers:
+            layer.dropout = 0.0
+        expected = gradient()
+        model.gradient_checkpointing_enable()
+        torch.testing.assert_close(gradient(), expected)
 
 
 class TestLoss:
@@ -337,6 +389,22 @@ class TestOtherModes:
                     position += 1
         assert images >= 3
 
+    def test_interleaved_has_room_for_images_by_default(self, model):
+        with torch.no_grad():
+            model.visual_head.weight[0] = model.lm_head.weight.mean(0) * 0
+        torch.manual_seed(0)
+        settings = {"do_sample": True, "temperature": 1e4, "top_k": 0, "eos_token_id": None}
+        written = model.generate(words(16), generation_mode="interleaved", **settings)
+        assert written.shape[1] == CONTEXT and (written == BOI).any()
+
+    def test_an_image_that_the_prompt_opened_is_finished(self, model):
+        prompt = opened(words())
+        written = model.generate(prompt, generation_mode="interleaved", max_new_tokens=NUM_CODES + 1, do_sample=False)
+        for row in written.tolist():
+            check_image(row)
+        with pytest.raises(ValueError, match="cut the image short"):
+            model.generate(prompt, generation_mode="interleaved", max_new_tokens=NUM_CODES)
+
     def test_a_processor_of_the_users_cannot_break_the_grammar(self, model):
         class LovesWord5(LogitsProcessor):
             def __call__(self, input_ids, scores):
@@ -389,6 +457,10 @@ class TestBadInput:
         prompts[0, -1] = BOI
         with pytest.raises(ValueError, match="let all or none"):
             model.generate(prompts, generation_mode="image")
+
+    def test_ids_of_a_larger_vocabulary(self, model):
+        with pytest.raises(ValueError, match=f"Token id {TOTAL} is out of range"):
+            model.generate(torch.tensor([[5, TOTAL]]))
 
     def test_an_image_needs_a_prompt(self, model):
         with pytest.raises(ValueError, match="generation_mode='image' needs input_ids"):
