@@ -179,11 +179,25 @@ def test_bad_files_say_what_is_wrong(tmp_path, processor):
         dataset(processor, [bad], {"caption": 1})[0]
 
 
-@pytest.mark.parametrize("stage", ["language_stage1", "language_stage2"])
-@pytest.mark.parametrize("size", ["paper", "tiny", "smoke"])
-def test_shipped_recipes_are_valid(stage, size):
-    recipe = load_language_recipe(RECIPES / stage / f"{size}.yaml")
-    assert set(recipe.tasks) == ({"caption"} if stage == "language_stage1" else {"caption", "drawing"})
+TASKS_OF_RECIPES = {
+    "language_stage1/paper": {"caption"},
+    "language_stage1/tiny": {"caption"},
+    "language_stage1/smoke": {"caption"},
+    "language_stage2/paper": {"caption", "drawing"},
+    "language_stage2/tiny": {"caption", "drawing", "question"},
+    "language_stage2/smoke": {"caption", "drawing"},
+    "language_vqa/easy_vqa": {"question"},
+    "finetune/tiny": {"caption", "drawing"},
+    "finetune/smoke": {"caption", "drawing"},
+}
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*RECIPES.glob("language_*/*.yaml"), *RECIPES.glob("finetune/*.yaml")]), ids=lambda path: path.stem
+)
+def test_shipped_recipes_are_valid(path):
+    recipe = load_language_recipe(path)
+    assert set(recipe.tasks) == TASKS_OF_RECIPES[f"{path.parent.name}/{path.stem}"]
 
 
 def test_an_unknown_task_or_key_is_named(tmp_path):
