@@ -30,6 +30,8 @@ TASKS = {
     "document": "segments",
     "instruction": "messages",
 }
+# Of the frozen weights: the setting of `TrainingArguments` that computes in it.
+DTYPES = {"float32": None, "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass
@@ -79,7 +81,8 @@ def load_language_recipe(path: str | Path) -> LanguageRecipe:
     """
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a mapping, an unknown or a missing key or task.
+        ValueError: not a mapping; an unknown or a missing key or task; a dtype of the frozen weights that training
+            does not compute in.
     """
     values = yaml.safe_load(Path(path).read_text())
     if not isinstance(values, dict):
@@ -90,7 +93,20 @@ def load_language_recipe(path: str | Path) -> LanguageRecipe:
     unknown = sorted(recipe.tasks.keys() - TASKS.keys())
     if unknown or not recipe.tasks:
         raise ValueError(f"{path}: tasks are {list(recipe.tasks)}; expected some of {', '.join(TASKS)}.")
+    _check_dtype(recipe, path)
     return recipe
+
+
+def _check_dtype(recipe: LanguageRecipe, path: str | Path) -> None:
+    if recipe.dtype not in DTYPES:
+        raise ValueError(f"{path}: dtype is {recipe.dtype!r}; expected one of {', '.join(DTYPES)}.")
+    flag = DTYPES[recipe.dtype]
+    # What is trained is float32: without autocast its products with rounded weights are an error of torch.
+    if flag is not None and not (recipe.training.get("bf16") or recipe.training.get("fp16")):
+        raise ValueError(
+            f"{path}: with dtype: {recipe.dtype} the training has to be in mixed precision: add {flag}: true under "
+            "training, or leave the frozen weights in float32."
+        )
 
 
 class LanguageFile:
