@@ -48,7 +48,8 @@ def open_language_model(
 
     Raises:
         TypeError: a model of another family.
-        ValueError: the model or the adapter is for another image tokenizer.
+        ValueError: the model or the adapter is for another image tokenizer, or the repository's processor for another
+            model.
     """
     adapter = name if is_adapter(name) else None
     base = adapter_base(adapter) if adapter else str(name)
@@ -68,7 +69,9 @@ def _open_base(name: str, image_tokenizer: SeedModel, image_processor, dtype):
                 f"{name} was trained with an image tokenizer of weights {config.image_tokenizer_hash[:12]}...; this "
                 f"one has {expected[:12]}.... Pass the one that the model was trained with."
             )
-        return model, SeedProcessor.from_pretrained(name)
+        processor = SeedProcessor.from_pretrained(name)
+        processor.check_language_model(model)
+        return model, processor
     extended = EXTENSIONS.get(type(model))
     if extended is None:
         raise TypeError(f"{name} is a {type(model).__name__}; SEED extends {[c.__name__ for c in EXTENSIONS]}.")

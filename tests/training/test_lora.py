@@ -156,3 +156,12 @@ def save_text_model(folder):
     OPTForCausalLM(OPTConfig(vocab_size=333, word_embed_proj_dim=32, **shape)).save_pretrained(folder)
     tiny_text_tokenizer().save_pretrained(folder)
     return folder
+
+
+def test_a_repository_whose_processor_is_for_another_model_is_refused(tmp_path):
+    tiny_language_model().save_pretrained(tmp_path)
+    processor = tiny_processor()
+    processor.num_codes = 16
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="The language model's num_codes is 32, the processor's 16"):
+        open_language_model(tmp_path, make_seed_model(), None, LORA)
