@@ -90,6 +90,8 @@ def save_language_model(
     processor.save_pretrained(partial)
     shutil.copy(recipe_path, partial / "recipe.yaml")
     for item in partial.iterdir():
+        if item.is_dir():  # of an earlier save; os.replace takes the place of files and empty folders only
+            shutil.rmtree(output / item.name, ignore_errors=True)
         os.replace(item, output / item.name)
     partial.rmdir()
     return merged
