@@ -84,6 +84,7 @@ def save_language_model(
         processor.decoder_repository = None
     save_adapter(model, output / "adapter", base_model)
     merged = merge(model).eval()
+    merged.config.use_cache = True  # Trainer has turned it off; generation would read everything again at every token
     partial = output / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     merged.save_pretrained(partial)

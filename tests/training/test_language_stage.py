@@ -42,3 +42,4 @@ def test_saving_twice_into_one_folder(tmp_path, image_tokenizer):
     assert any(path.is_dir() for path in output.iterdir() if path.name not in ("adapter", "checkpoints"))
     assert (output / "recipe.yaml").read_text() == "epochs: 2\n"
     assert SeedProcessor.from_pretrained(output).chat_template.keys() == {"default", "instruction"}
+    assert AutoModelForCausalLM.from_pretrained(output).config.use_cache
