@@ -1,7 +1,8 @@
 """Where the parts of a SEED repository lie: folders beside the checkpoint, or pointers to other repositories."""
 
 import json
-from pathlib import Path
+import os
+from pathlib import Path, PurePath
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import HFValidationError
@@ -55,6 +56,31 @@ def resolve_decoder(
     )
 
 
+def point_to(name: str | Path, part: str, start: str | Path) -> str | None:
+    """
+    The pointer that a repository in the folder `start` writes to have a part of another one.
+
+    Args:
+        name: the other repository, a folder or Hub id, or, for an image tokenizer, its own folder or Hub id. Only its
+            JSON files are downloaded.
+        part: IMAGE_TOKENIZER_FOLDER or DECODER_FOLDER.
+        start: a local folder, which need not exist yet.
+
+    Returns:
+        For a folder its path relative to `start`, so that both can be moved together; else the Hub id, followed by the
+        folder in that repository if it is not all of it. None if there is no such part.
+    """
+    folder = fetch(name, {}, ["*.json"])
+    is_the_part = part == IMAGE_TOKENIZER_FOLDER and _model_type(folder) == "seed"
+    pointer = "." if is_the_part else read_settings(folder).get(part, part)
+    found = next((path for path in (folder / pointer, Path(pointer)) if path.is_dir()), None)
+    if found is None:
+        return None if pointer == part else pointer
+    if Path(name).is_dir() or found != folder / pointer:
+        return Path(os.path.relpath(found.resolve(), Path(start).resolve())).as_posix()
+    return str(name) if pointer == "." else f"{name}/{pointer}"
+
+
 def write_settings(folder: Path, settings: dict) -> None:
     """Writes `processor_config.json`, all or nothing."""
     temporary = folder / (POINTER_FILE + ".tmp")
@@ -96,7 +122,8 @@ def fetch(name: str | Path, hub_options: dict, patterns: list[str]) -> Path:
 
 def follow_pointer(root: str | Path, pointer: str | Path, hub_options: dict, parts: list[str]) -> Path:
     """
-    The folder that a pointer names: inside `root`, a local folder, or another repository.
+    The folder that a pointer names: inside `root` or relative to it, a local folder, another repository, or a folder in
+    another repository ("organisation/name/folder").
 
     Args:
         parts: the files and folders below it that are needed; "" is all of it.
@@ -111,12 +138,17 @@ def follow_pointer(root: str | Path, pointer: str | Path, hub_options: dict, par
             "with the folder or Hub id of a Stable Diffusion 1.x model."
         )
     elsewhere = {key: value for key, value in hub_options.items() if key != "revision"}  # which is the root's
+    owner, *names = PurePath(pointer).parts
+    if len(names) > 1 and not Path(pointer).is_dir() and not PurePath(pointer).is_absolute() and owner != "..":
+        folder = "/".join(names[1:])
+        return fetch(f"{owner}/{names[0]}", elsewhere, [f"{folder}/{part}*" for part in parts]) / folder
     return fetch(pointer, elsewhere, [f"{part}*" for part in parts])
 
 
 __all__ = [
     "fetch",
     "follow_pointer",
+    "point_to",
     "read_json",
     "read_settings",
     "resolve_decoder",

@@ -14,7 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..modeling_seed_language import SeedLanguageModelMixin
 from ..processing_seed import SeedProcessor
-from ..repository_seed import resolve_decoder, resolve_image_tokenizer
+from ..repository_seed import DECODER_FOLDER, IMAGE_TOKENIZER_FOLDER, point_to
 from .language_examples import LanguageDataset, LanguageFile, LanguageRecipe
 from .lora import merge, save_adapter
 from .packing import PackingCollator
@@ -71,17 +71,17 @@ def save_language_model(
 
     Args:
         base_model: folder or Hub id of the frozen model.
-        image_tokenizer: SEED repository or image tokenizer, to which the new repository points, and to its decoder.
+        image_tokenizer: SEED repository or image tokenizer, to which the new repository points, and to its decoder: by
+            relative paths to folders, or by Hub ids.
 
     Returns:
-        The merged model; `model` is used up.
+        The merged model; `model` is used up, and `processor` is now that of `output`.
     """
     output = Path(output)
-    processor.image_repository = str(resolve_image_tokenizer(image_tokenizer).resolve())
-    try:
-        processor.decoder_repository = str(resolve_decoder(image_tokenizer).resolve())
-    except FileNotFoundError:  # an image tokenizer of its own has none; the model captions and answers without
-        processor.decoder_repository = None
+    processor.image_repository = point_to(image_tokenizer, IMAGE_TOKENIZER_FOLDER, output)
+    # None where an image tokenizer of its own is given: the model captions and answers without.
+    processor.decoder_repository = point_to(image_tokenizer, DECODER_FOLDER, output)
+    processor.name_or_path = str(output)  # where its pointers now start
     save_adapter(model, output / "adapter", base_model)
     merged = merge(model).eval()
     merged.config.use_cache = True  # Trainer has turned it off; generation would read everything again at every token

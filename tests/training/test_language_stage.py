@@ -1,13 +1,22 @@
 """What a run of the language stage saves, and what it refuses to go on from."""
 
 import json
+import shutil
 
 import pytest
 from tiny_language import tiny_language_model, tiny_processor
 from tiny_repository import make_seed_model
 from transformers import AutoModelForCausalLM
 
+import seed.repository_seed
 from seed import SeedImageProcessorPil, SeedProcessor
+from seed.repository_seed import (
+    DECODER_FOLDER,
+    IMAGE_TOKENIZER_FOLDER,
+    follow_pointer,
+    point_to,
+    resolve_image_tokenizer,
+)
 from seed.training.language_examples import LoraRecipe
 from seed.training.language_stage import save_language_model
 from seed.training.lora import add_lora
@@ -43,3 +52,45 @@ def test_saving_twice_into_one_folder(tmp_path, image_tokenizer):
     assert (output / "recipe.yaml").read_text() == "epochs: 2\n"
     assert SeedProcessor.from_pretrained(output).chat_template.keys() == {"default", "instruction"}
     assert AutoModelForCausalLM.from_pretrained(output).config.use_cache
+
+
+def test_pointers_are_relative_and_move_along(tmp_path, image_tokenizer):
+    output, recipe = tmp_path / "runs" / "out", tmp_path / "recipe.yaml"
+    recipe.write_text("epochs: 1\n")
+    output.mkdir(parents=True)
+    processor = save(output, image_tokenizer, recipe)
+    stored = json.loads((output / "processor_config.json").read_text())
+    assert (stored["image_tokenizer"], stored["decoder"]) == ("../../seed/image_tokenizer", "some/decoder")
+    expected = make_seed_model().codes_hash()
+    processor._image_tokenizer = None
+    assert processor.load_image_tokenizer().codes_hash() == expected
+    (tmp_path / "moved").mkdir()
+    for name in ("runs", "seed"):
+        shutil.move(tmp_path / name, tmp_path / "moved" / name)
+    moved = tmp_path / "moved" / "runs" / "out"
+    assert SeedProcessor.from_pretrained(moved).load_image_tokenizer().codes_hash() == expected
+    assert resolve_image_tokenizer(moved).resolve() == tmp_path / "moved" / "seed" / "image_tokenizer"
+    alone = tmp_path / "moved" / "seed" / "image_tokenizer"
+    assert point_to(alone, IMAGE_TOKENIZER_FOLDER, moved) == "../../seed/image_tokenizer"
+    assert point_to(alone, DECODER_FOLDER, moved) is None
+
+
+def test_hub_ids_stay_hub_ids_and_nothing_large_is_fetched(tmp_path, image_tokenizer, monkeypatch):
+    """A stand-in for the Hub, in which a whole repository and an image tokenizer alone lie."""
+    hub = {"org/seed": image_tokenizer, "org/tokenizer": image_tokenizer / "image_tokenizer"}
+    fetched = []
+
+    def snapshot_download(name, allow_patterns, **options):
+        fetched.append((name, tuple(allow_patterns)))
+        return str(hub[name])
+
+    monkeypatch.setattr(seed.repository_seed, "snapshot_download", snapshot_download)
+    assert point_to("org/tokenizer", IMAGE_TOKENIZER_FOLDER, tmp_path) == "org/tokenizer"
+    assert point_to("org/tokenizer", DECODER_FOLDER, tmp_path) is None
+    assert point_to("org/seed", IMAGE_TOKENIZER_FOLDER, tmp_path) == "org/seed/image_tokenizer"
+    assert point_to("org/seed", DECODER_FOLDER, tmp_path) == "some/decoder"
+    assert {patterns for _, patterns in fetched} == {("*.json",)}
+    found = follow_pointer(tmp_path, "org/seed/image_tokenizer", {"revision": "main"}, [""])
+    assert found == image_tokenizer / "image_tokenizer"
+    assert fetched[-1] == ("org/seed", ("image_tokenizer/*",))
+    assert follow_pointer(tmp_path, "org/tokenizer", {}, [""]) == image_tokenizer / "image_tokenizer"
