@@ -94,19 +94,22 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(0)
     models = build(arguments)
     matmul = Matmul(arguments.matmul_size, getattr(torch, arguments.dtype), arguments.device)
-    source = torch.empty(2**28 if arguments.model != "toy" else 2**20, dtype=torch.uint8, device=arguments.device)
+    # A matrix too large for the caches, times a vector: as fast as weights can be read in this precision.
+    rows = 2**15 if arguments.model != "toy" else 2**8
+    matrix = torch.randn(rows, 2**12, device=arguments.device).to(getattr(torch, arguments.dtype))
+    vector = matrix[0].clone()
     figures = {"arguments": {key: str(value) for key, value in vars(arguments).items()}, "batches": {}}
     for batch_size in arguments.batch_sizes:
         tasks = generators(models, batch_size, arguments)
         for task in tasks.values():
             task()  # warm
         # Reading memory, and multiplying matrices: what a small and what a large batch is bound by.
-        tasks |= {"matmul": matmul, "read": lambda: source.view(torch.int64).sum()}
+        tasks |= {"matmul": matmul, "read": lambda: matrix @ vector}
         timings = interleave(tasks, arguments.rounds, arguments.device)
         result = {}
         for clock in ("wall", "cpu"):
             seconds = median_time(timings["seed"], clock)
-            bandwidth = source.nbytes / median_time(timings["read"], clock)
+            bandwidth = matrix.nbytes / median_time(timings["read"], clock)
             layers = memory_limit(models[0]) / models[0].dtype.itemsize
             flops = 2 * layers * batch_size * (PROMPT_LENGTH + IMAGE_TOKENS - 1)
             result[clock] = {
