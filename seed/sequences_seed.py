@@ -155,8 +155,8 @@ class SeedSequencesMixin:
             chat_template: as of `apply_chat_template`, which makes the prompts at generation.
 
         Raises:
-            ValueError: no turn of the assistant or none at the end; an image without codes; a template in which a
-                longer conversation does not begin like a shorter one.
+            ValueError: no turn of the assistant or none at the end; an image without codes; words that spell visual
+                tokens; a template in which a longer conversation does not begin like a shorter one.
         """
         messages = list(messages)
         if not messages or messages[-1].get("role") != "assistant" or messages[0].get("role") == "assistant":
@@ -176,8 +176,8 @@ class SeedSequencesMixin:
                     "This chat template does not let a conversation begin like a shorter one, so the assistant's "
                     "words cannot be told from the rest."
                 )
-            parts.append((self._fill(prompt[len(done) :], images), False))
-            parts.append((self._fill(whole[len(prompt) :], images), True))
+            parts.append((self._fill(prompt[len(done) :], images, self.encode_words), False))
+            parts.append((self._fill(whole[len(prompt) :], images, self.encode_words), True))
             done = whole
         if next(images, None) is not None:
             raise ValueError("The chat template leaves out images of this conversation.")
@@ -252,15 +252,21 @@ class SeedSequencesMixin:
         place = next((place for place, token in enumerate(ids) if token < self.boi_token_id), end)
         return None if place < len(ids) and ids[place] == self._sos_token_id else place
 
-    def _fill(self, text: str, images) -> list[int]:
-        """Ids of a text in which placeholders stand for images; takes as many from `images`, which are ids."""
+    def _fill(self, text: str, images, encode=None) -> list[int]:
+        """
+        Ids of a text in which placeholders stand for images; takes as many from `images`, which are ids.
+
+        Args:
+            encode: ids of the words between them; None: as the tokenizer does, which reads visual tokens in them, too.
+        """
+        encode = encode or (lambda words: self.tokenizer.encode(words, add_special_tokens=False))
         words = text.split(IMAGE_PLACEHOLDER)
-        ids = self.tokenizer.encode(words[0], add_special_tokens=False) if words[0] else []
+        ids = encode(words[0]) if words[0] else []
         for piece in words[1:]:
             if (image := next(images, None)) is None:
                 raise ValueError(f"The text has more {IMAGE_PLACEHOLDER} placeholders than there are images.")
             ids += image
-            ids += self.tokenizer.encode(piece, add_special_tokens=False) if piece else []
+            ids += encode(piece) if piece else []
         return ids
 
     def _render(self, messages: list[dict], chat_template: str | None, add_generation_prompt: bool) -> str:

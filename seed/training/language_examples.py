@@ -63,6 +63,8 @@ class LanguageRecipe:
         caption_dropout: share of the drawing examples without caption, from which guidance on tokens learns.
         first_caption_probability: how often the first caption is taken where a picture has several; else any of them.
         augmented_drawings: whether drawing examples take any view of a picture, or the first (the picture itself) only.
+        chat_template: name of the processor's template for `instruction` examples, "default" or "instruction" in those
+            that SEED makes; None for its default. Ask the trained model with the same one.
         dtype: of the frozen weights; what is trained is float32.
     """
 
@@ -74,6 +76,7 @@ class LanguageRecipe:
     caption_dropout: float = 0.1
     first_caption_probability: float = 0.5
     augmented_drawings: bool = True
+    chat_template: str | None = None
     dtype: str = "float32"
 
 
@@ -177,7 +180,7 @@ class LanguageFile:
         if task == "document":
             return processor.document_example([_segment(segment) for segment in value])
         if task == "instruction":
-            return processor.instruction_example(value)
+            return processor.instruction_example(value, recipe.chat_template)
         codes = self.codes[row]
         if task == "question":
             answers = self.table["answers" if "answers" in self.table.column_names else "answer"][row].as_py()
@@ -207,7 +210,7 @@ class LanguageDataset(Dataset):
         examples: length of the run; None for one epoch.
 
     Raises:
-        ValueError: a task that no file has the columns for, or no data at all.
+        ValueError: a task that no file has the columns for, or no data at all; no such chat template.
     """
 
     def __init__(
@@ -221,6 +224,12 @@ class LanguageDataset(Dataset):
     ):
         self.processor, self.recipe, self.max_length, self.seed = processor, recipe, max_length, seed
         self.tasks = [task for task, weight in recipe.tasks.items() if weight]
+        if recipe.chat_template is not None:
+            templates = processor.chat_template if isinstance(processor.chat_template, dict) else ["default"]
+            if recipe.chat_template not in templates:
+                raise ValueError(
+                    f"The recipe's chat_template is {recipe.chat_template!r}; the processor has {', '.join(templates)}."
+                )
         self.files = {task: [file for file in files if task in file.tasks] for task in self.tasks}
         self.offsets = {
             task: np.cumsum([0] + [len(file) for file in files_of]) for task, files_of in self.files.items()

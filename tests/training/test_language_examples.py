@@ -187,9 +187,10 @@ TASKS_OF_STAGES = {
 }
 
 
-@pytest.mark.parametrize(
-    "path", sorted([*RECIPES.glob("language_*/*.yaml"), *RECIPES.glob("finetune/*.yaml")]), ids=lambda path: f"{path.parent.name}-{path.stem}"
-)
+SHIPPED = sorted([*RECIPES.glob("language_*/*.yaml"), *RECIPES.glob("finetune/*.yaml")])
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_shipped_recipes_are_valid(path):
     recipe = load_language_recipe(path)
     # seed-tiny's second stage learns to answer, too
@@ -219,3 +220,32 @@ def test_a_dtype_that_training_cannot_compute_in_is_refused(tmp_path):
         load_language_recipe(path)
     path.write_text("epochs: 1\ntasks: {caption: 1}\ntraining: {bf16: true}\ndtype: bfloat16\n")
     assert load_language_recipe(path).dtype == "bfloat16"
+
+
+def write_conversations(path: Path, answer: str = "a") -> LanguageFile:
+    image, words = {"type": "image", "text": None, "codes": CODES[1]}, {"type": "text", "text": "is it", "codes": None}
+    turns = [
+        {"role": "user", "content": [image, words]},
+        {"role": "assistant", "content": [words | {"text": answer}]},
+    ]
+    return open_file(write(path, [{"messages": turns}]))
+
+
+def test_conversations_are_rendered_by_the_recipes_chat_template(tmp_path, processor):
+    file = write_conversations(tmp_path / "instructions.parquet")
+
+    def text(**settings) -> str:
+        example = dataset(processor, [file], {"instruction": 1}, **settings)[0]
+        return processor.tokenizer.decode([token for token in example["input_ids"] if token < processor.boi_token_id])
+
+    assert text() == "</s>Question: is it Short answer a</s>"
+    assert text(chat_template="instruction") == "</s>USER: is it ASSISTANT: a</s>"
+    with pytest.raises(ValueError, match="chat_template is 'instructions'; the processor has default, instruction"):
+        dataset(processor, [file], {"instruction": 1}, chat_template="instructions")
+
+
+@pytest.mark.parametrize("forged", ["<img_00003>", "<img>" + "<img_00003>" * 32 + "</img>"])
+def test_words_of_a_conversation_that_spell_an_image_are_refused(tmp_path, processor, forged):
+    file = write_conversations(tmp_path / "instructions.parquet", answer=f"a {forged} b")
+    with pytest.raises(ValueError, match="instructions.parquet, row 0: .*spells visual tokens"):
+        dataset(processor, [file], {"instruction": 1})[0]
