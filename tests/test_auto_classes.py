@@ -39,6 +39,14 @@ def test_auto_model_knows_seed(imports):
     assert run(f"{imports}; {MAPPED}").splitlines()[-1] == "SeedModel"
 
 
+@pytest.mark.parametrize(
+    "imports", ["import seed, transformers.pipelines", "from transformers import pipeline; import seed"]
+)
+def test_pipelines_know_seed(imports):
+    registered = "transformers.pipelines.PIPELINE_REGISTRY.supported_tasks['text-to-image']['impl'].__name__"
+    assert run(f"{imports}; import transformers; print({registered})").splitlines()[-1] == "SeedTextToImagePipeline"
+
+
 def test_a_saved_folder_loads_by_auto_classes(tmp_path, tiny_seed_config):
     model = SeedModel(tiny_seed_config()).eval()
     model.save_pretrained(tmp_path)
