@@ -118,12 +118,14 @@ class LanguageFile:
 
     | task | columns |
     |---|---|
-    | `caption`, `drawing` | `codes`, `captions` (list of texts; rows without any are left out) |
+    | `caption`, `drawing` | `codes`, `captions` (list of texts) |
     | `question` | `codes`, `question`, `answer` or `answers` (each right; one is drawn) |
     | `document` | `segments`: list of `{text, codes}`, one of the two set |
     | `instruction` | `messages`: list of `{role, content}`, see [`SeedProcessor.instruction_example`] |
 
-    Rows of one `id` are views of one picture, the first of them the picture itself; an epoch takes one of them.
+    Rows without words (no or empty captions, question, answers, segments or messages) are left out, and one warning
+    counts them. Rows of one `id` are views of one picture, the first of them the picture itself; an epoch takes one of
+    them.
 
     Args:
         path: as `seed tokenize` and examples/build_codes.py write it.
@@ -132,8 +134,9 @@ class LanguageFile:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no columns of any task; codes that another image tokenizer made, that do not say which did, or that
-            are out of range; the message names the file and what to do.
+        ValueError: no columns of any task, or not of the type above; questions without answers; no row with words;
+            codes that another image tokenizer made, that do not say which did, or that are out of range; the message
+            names the file and what to do.
     """
 
     def __init__(self, path: str | Path, image_tokenizer_hash: str, codebook_size: int, num_codes: int):
@@ -147,16 +150,21 @@ class LanguageFile:
             raise ValueError(
                 f"{path}: has the columns {', '.join(columns)}; expected captions, question, segments or messages."
             )
-        wanted = {*(TASKS[task] for task in self.tasks), "answer", "answers"}
+        wanted = {TASKS[task] for task in self.tasks}
+        if "question" in wanted:
+            wanted |= {"answer", "answers"}
         self.table = pq.read_table(self.path, columns=[name for name in columns if name in wanted])
         self.codes, self.rows = None, np.arange(len(self.table))
         ids = self.rows
         if {"captions", "question"} & set(columns):
             file = read_codes(self.path, codebook_size, num_codes)
             self.codes, ids = file.codes.numpy().astype(np.int32), file.ids
-        if "captions" in columns:
-            counts = pc.fill_null(pc.list_value_length(self.table["captions"]), 0)
-            self.rows = np.flatnonzero(counts.to_numpy() > 0)
+        usable = _usable_rows(self.table, str(path))
+        self.rows = np.flatnonzero(usable)
+        if not usable.all():
+            logger.warning("%s: %d of %d rows have no words and are left out.", path, (~usable).sum(), len(usable))
+        if not usable.any():
+            raise ValueError(f"{path}: no row has the words that {' or '.join(self.tasks)} examples need.")
         if "question" in columns:
             ids = np.arange(len(self.table))  # several questions about one picture are no views
         self.views = _group(np.asarray(ids)[self.rows], self.rows)
@@ -184,8 +192,10 @@ class LanguageFile:
         codes = self.codes[row]
         if task == "question":
             answers = self.table["answers" if "answers" in self.table.column_names else "answer"][row].as_py()
-            answer = answers if isinstance(answers, str) else answers[rng.integers(len(answers))]
+            answers = [answers] if isinstance(answers, str) else _with_words(answers)
+            answer = answers[rng.integers(len(answers))] if len(answers) > 1 else answers[0]
             return processor.question_example(codes, value, answer)
+        value = _with_words(value)
         first = rng.random() < recipe.first_caption_probability
         caption = value[0 if first else rng.integers(len(value))]
         if task == "caption":
@@ -304,13 +314,53 @@ def write_views(
     os.replace(temporary, path)
 
 
+def _usable_rows(table: pa.Table, where: str) -> np.ndarray:
+    """Which rows have words in every column that examples are made of, `(rows,)` bool."""
+    names = set(table.column_names)
+    if "question" in names and not names & {"answer", "answers"}:
+        raise ValueError(f"{where}: has a column 'question' but neither 'answer' nor 'answers'.")
+    usable = np.ones(len(table), dtype=bool)
+    # `answers` is read where both are there.
+    for name in names - ({"answer"} if "answers" in names else set()):
+        kind = table.schema.field(name).type
+        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        if name in ("segments", "messages"):
+            if not is_list:
+                raise ValueError(f"{where}: column {name!r} holds {kind}; expected lists.")
+            usable &= pc.fill_null(pc.list_value_length(table[name]), 0).to_numpy() > 0
+        elif is_list and name in ("captions", "answers") and _is_text(kind.value_type):
+            column = table[name].cast(pa.large_list(kind.value_type)).combine_chunks()
+            rows = pc.list_parent_indices(column).to_numpy()
+            usable &= np.bincount(rows[_has_words(column.flatten())], minlength=len(table)) > 0
+        elif not is_list and name != "captions" and _is_text(kind):
+            usable &= _has_words(table[name])
+        else:
+            expected = {"captions": "lists of texts", "answers": "texts or lists of them"}.get(name, "texts")
+            raise ValueError(f"{where}: column {name!r} holds {kind}; expected {expected}.")
+    return usable
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+
+
+def _has_words(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """`(values,)` bool; null has none."""
+    lengths = pc.utf8_length(pc.utf8_trim_whitespace(column.cast(pa.large_string())))
+    return pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False) > 0
+
+
+def _with_words(texts: Sequence[str | None]) -> list[str]:
+    return [text for text in texts if text and text.strip()]
+
+
 def _check_provenance(path: Path, expected: str) -> None:
     stored = read_metadata(path) or {}
     made_by = stored.get("image_tokenizer")
     if made_by is None:
         raise ValueError(
             f"{path} does not say which image tokenizer made its codes. Make them with `seed tokenize` or "
-            "examples/build_codes.py, or stamp them with seed.data.codes."
+            "examples/build_codes.py, or stamp them with seed.data.codes.stamp_codes."
         )
     if made_by != expected:
         raise ValueError(

@@ -249,3 +249,49 @@ def test_words_of_a_conversation_that_spell_an_image_are_refused(tmp_path, proce
     file = write_conversations(tmp_path / "instructions.parquet", answer=f"a {forged} b")
     with pytest.raises(ValueError, match="instructions.parquet, row 0: .*spells visual tokens"):
         dataset(processor, [file], {"instruction": 1})[0]
+
+
+def test_rows_without_words_are_left_out_and_counted(tmp_path, processor, caplog):
+    captions = [["a"], [], None, [""], [" ", "b", None], ["c"]]
+    rows = [{"id": str(i), "codes": CODES[i], "captions": captions[i]} for i in range(6)]
+    with caplog.at_level(logging.WARNING):
+        file = open_file(write(tmp_path / "codes.parquet", rows))
+    assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
+        "3 of 6 rows have no words and are left out."
+    ]
+    run = dataset(processor, [file], {"caption": 1}, examples=60, first_caption_probability=0.5)
+    assert {(CODES.index(codes), words) for _, codes, words in (read(processor, run[i]) for i in range(60))} == {
+        (0, "A photo of a"), (4, "A photo of b"), (5, "A photo of c")
+    }  # fmt: skip
+
+    answers = [["a"], [], [" "], ["", "b"], ["c"], None]
+    questions = ["?", "?", "?", "?", "  ", "?"]
+    rows = [{"codes": CODES[i], "question": questions[i], "answers": answers[i]} for i in range(6)]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        file = open_file(write(tmp_path / "questions.parquet", rows))
+    assert "4 of 6 rows have no words" in caplog.text
+    run = dataset(processor, [file], {"question": 1}, examples=20)
+    expected = [processor.question_example(CODES[0], "?", "a"), processor.question_example(CODES[3], "?", "b")]
+    assert {str(run[i]["input_ids"]) for i in range(20)} == {str(example["input_ids"]) for example in expected}
+
+    single = [{"codes": CODES[i], "question": "?", "answer": ["a", None, ""][i]} for i in range(3)]
+    assert len(open_file(write(tmp_path / "single.parquet", single))) == 1
+    assert len(open_file(write(tmp_path / "documents.parquet", [{"segments": [{"text": "a"}]}, {"segments": []}]))) == 1
+    with pytest.raises(ValueError, match="empty.parquet: no row has the words that caption or drawing examples need"):
+        open_file(write(tmp_path / "empty.parquet", [{"codes": CODES[0], "captions": [""]}]))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "?"}, "'question' but neither 'answer' nor 'answers'"),
+        ({"captions": "a dog"}, "'captions' holds string; expected lists of texts"),
+        ({"captions": [1]}, "'captions' holds list.*int64.*; expected lists of texts"),
+        ({"question": 3, "answer": "a"}, "'question' holds int64; expected texts"),
+        ({"question": "?", "answer": ["a"]}, "'answer' holds list.*; expected texts"),
+    ],
+)
+def test_columns_of_another_kind_are_refused(tmp_path, row, message):
+    with pytest.raises(ValueError, match=f"bad.parquet: .*{message}"):
+        open_file(write(tmp_path / "bad.parquet", [{"codes": CODES[0]} | row]))
