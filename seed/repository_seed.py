@@ -73,9 +73,12 @@ def point_to(name: str | Path, part: str, start: str | Path) -> str | None:
     folder = fetch(name, {}, ["*.json"])
     is_the_part = part == IMAGE_TOKENIZER_FOLDER and _model_type(folder) == "seed"
     pointer = "." if is_the_part else read_settings(folder).get(part, part)
-    found = next((path for path in (folder / pointer, Path(pointer)) if path.is_dir()), None)
-    if found is None:
-        return None if pointer == part else pointer
+    found = folder / pointer
+    if not found.is_dir():
+        if pointer == part:
+            return None
+        if not (found := Path(pointer)).is_dir():
+            return pointer
     if Path(name).is_dir() or found != folder / pointer:
         return Path(os.path.relpath(found.resolve(), Path(start).resolve())).as_posix()
     return str(name) if pointer == "." else f"{name}/{pointer}"
