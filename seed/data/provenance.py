@@ -10,7 +10,16 @@ import torch
 
 def weight_hash(module: torch.nn.Module) -> str:
     """SHA-256 over names, shapes, dtypes and values of a module's tensors."""
-    return _hash_tensors(module.state_dict().items())
+    return hash_tensors(module.state_dict().items())
+
+
+def hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 over names, shapes, dtypes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def preprocessing_hash(image_processor) -> str:
@@ -25,12 +34,4 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-__all__ = ["preprocessing_hash", "weight_hash", "write_atomically"]
+__all__ = ["hash_tensors", "preprocessing_hash", "weight_hash", "write_atomically"]

@@ -1,5 +1,9 @@
 """What the scripts that train a language model share: the run, and the repository that comes out of it."""
 
+import dataclasses
+import hashlib
+import json
+import logging
 import math
 import os
 import shutil
@@ -12,6 +16,7 @@ from peft import PeftModel
 from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..data.provenance import hash_tensors, write_atomically
 from ..modeling_seed_language import SeedLanguageModelMixin
 from ..processing_seed import SeedProcessor
 from ..repository_seed import DECODER_FOLDER, IMAGE_TOKENIZER_FOLDER, point_to
@@ -19,6 +24,11 @@ from .language_examples import LanguageDataset, LanguageFile, LanguageRecipe
 from .lora import merge, save_adapter
 from .packing import PackingCollator
 from .trainer import RunTrainer
+
+logger = logging.getLogger(__name__)
+
+# Beside the checkpoints: of which run they are.
+RUN_FILE = "run.json"
 
 
 def run_language_stage(
@@ -37,6 +47,8 @@ def run_language_stage(
         max_steps: length of the run, instead of the recipe's epochs.
 
     Raises:
+        ValueError: the checkpoints there are of a run with another recipe, other data, another model or codes of
+            another image tokenizer; or FSDP or DeepSpeed is on.
         TrainingDivergedError: a loss or weight is not finite; the last good checkpoint is kept.
     """
     # Trainer wants to be told before it computes in bfloat16 on a CPU.
@@ -54,8 +66,58 @@ def run_language_stage(
     pad = processor.tokenizer.pad_token_id
     collator = PackingCollator(processor.tokenizer.eos_token_id if pad is None else pad, recipe.capacity)
     trainer = RunTrainer(model=model, args=options, train_dataset=dataset, data_collator=collator)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ValueError(
+            "FSDP and DeepSpeed are not supported for language models: the visual modules are trained whole beside the "
+            "frozen ones, and checkpoints hold the adapter alone. Several GPUs: DDP only (accelerate launch "
+            "--multi_gpu)."
+        )
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    _check_run(Path(output), _fingerprint(recipe, model, files), last)
     trainer.train(resume_from_checkpoint=last)
+
+
+def _fingerprint(recipe: LanguageRecipe, model: PeftModel, files: Sequence[LanguageFile]) -> dict[str, object]:
+    """What makes a run what it is, by content; where the files lie and what they are called says nothing."""
+    values = {f"recipe.{name}": value for name, value in dataclasses.asdict(recipe).items()}
+    values |= {f"recipe.training.{name}": value for name, value in values.pop("recipe.training").items()}
+    # New LoRA weights (A random, B zero) and new visual modules are drawn at every start; all else is what was loaded.
+    # B is of an adapter that goes on.
+    loaded = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not any(part in name for part in ("lora_A", "modules_to_save", "original_module"))
+    }
+    values |= {"model": hash_tensors(loaded.items()), "codes of": model.get_base_model().config.image_tokenizer_hash}
+    values["data"] = [_file_hash(file.path) for file in files]
+    return json.loads(json.dumps(values))  # as it reads back
+
+
+def _file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_run(output: Path, run: dict[str, object], checkpoint: str | None) -> None:
+    """Remembers the run in `output`, or compares it with the one that made the checkpoint from which it would go on."""
+    path = output / RUN_FILE
+    if checkpoint is not None and path.is_file():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        differing = sorted(name for name in run.keys() | stored.keys() if run.get(name) != stored.get(name))
+        if differing:
+            raise ValueError(
+                f"{checkpoint} is of another run: it differs in {', '.join(differing)}. Repeat that run's command to "
+                f"go on with it; for another run choose another --output or delete {output / 'checkpoints'}."
+            )
+        return
+    if checkpoint is not None:
+        logger.warning("%s does not say of which run it is (%s is missing); going on from it.", checkpoint, path)
+    if PartialState().is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(run, indent=2) + "\n")
 
 
 def save_language_model(

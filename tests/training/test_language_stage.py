@@ -4,12 +4,14 @@ import json
 import shutil
 
 import pytest
+import torch
 from tiny_language import tiny_language_model, tiny_processor
 from tiny_repository import make_seed_model
 from transformers import AutoModelForCausalLM
 
 import seed.repository_seed
 from seed import SeedImageProcessorPil, SeedProcessor
+from seed.data.codes import CodesMetadata
 from seed.repository_seed import (
     DECODER_FOLDER,
     IMAGE_TOKENIZER_FOLDER,
@@ -17,8 +19,9 @@ from seed.repository_seed import (
     point_to,
     resolve_image_tokenizer,
 )
-from seed.training.language_examples import LoraRecipe
-from seed.training.language_stage import save_language_model
+from seed.training import language_stage
+from seed.training.language_examples import LanguageFile, LanguageRecipe, LoraRecipe, write_views
+from seed.training.language_stage import run_language_stage, save_language_model
 from seed.training.lora import add_lora
 
 
@@ -94,3 +97,58 @@ def test_hub_ids_stay_hub_ids_and_nothing_large_is_fetched(tmp_path, image_token
     assert found == image_tokenizer / "image_tokenizer"
     assert fetched[-1] == ("org/seed", ("image_tokenizer/*",))
     assert follow_pointer(tmp_path, "org/tokenizer", {}, [""]) == image_tokenizer / "image_tokenizer"
+
+
+TRAINING = {
+    "per_device_train_batch_size": 2, "learning_rate": 1e-3, "save_steps": 1, "seed": 0, "report_to": [],
+    "disable_tqdm": True,
+}  # fmt: skip
+
+
+def run(output, caption: str = "a dog", training: dict = TRAINING, change: bool = False) -> None:
+    hash_of_codes = make_seed_model().codes_hash()
+    metadata = CodesMetadata(hash_of_codes, "none", "float32", codebook_size=64, num_codes=32)
+    codes = torch.arange(64).reshape(2, 1, 32)
+    write_views(output.parent / "codes.parquet", codes, [[caption], ["a cat"]], metadata)
+    file = LanguageFile(output.parent / "codes.parquet", hash_of_codes, 64, 32)
+    base = tiny_language_model()
+    if change:
+        with torch.no_grad():
+            base.model.decoder.layers[0].fc1.weight[0, 0] += 1
+    # whatever the new weights are: a fresh draw does not make another run
+    torch.manual_seed(torch.seed())
+    model = add_lora(base, LoraRecipe(rank=2))
+    run_language_stage(output, LanguageRecipe(1, training, {"caption": 1}, 128), model, tiny_processor(), [file])
+
+
+def test_a_checkpoint_of_another_run_is_not_gone_on_from(tmp_path, caplog):
+    output = tmp_path / "out"
+    run(output)
+    assert [path.name for path in (output / "checkpoints").glob("checkpoint-*")] == ["checkpoint-1"]
+    run(output)  # the same: nothing is left to do
+    with pytest.raises(ValueError, match="checkpoint-1 is of another run: it differs in data. .* another --output or"):
+        run(output, caption="a cow")
+    with pytest.raises(ValueError, match="differs in recipe.training.learning_rate, recipe.training.warmup_steps. "):
+        run(output, training=TRAINING | {"learning_rate": 1e-2, "warmup_steps": 1})
+    with pytest.raises(ValueError, match="differs in model. "):
+        run(output, change=True)
+    assert "of which run" not in caplog.text
+    (output / "run.json").unlink()
+    run(output, caption="a cow")  # of an older version: it cannot be told, and the log says so
+    assert "does not say of which run it is" in "".join(record.getMessage() for record in caplog.records)
+    shutil.rmtree(output / "checkpoints")
+    run(output)
+    assert (output / "checkpoints" / "checkpoint-1").is_dir()
+
+
+@pytest.mark.parametrize("name", ["is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_sharded_training_is_refused(tmp_path, monkeypatch, name):
+    class Sharded(language_stage.RunTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            setattr(self, name, True)
+
+    monkeypatch.setattr(language_stage, "RunTrainer", Sharded)
+    with pytest.raises(ValueError, match="DDP only"):
+        run(tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.*"))
