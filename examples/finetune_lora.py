@@ -62,11 +62,14 @@ def main() -> None:
     shown = [round(k * (len(images) - 1) / max(1, count - 1)) for k in range(count)]  # evenly over all
     prompts = [captions[number][0] for number in shown]
 
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # training has moved the merged model to the first GPU
+
     def try_out(language_model):
+        language_model.to(device)
         written = caption(language_model, processor, codes[shown, 0])
         pipeline = SeedPipeline.from_pretrained(
             arguments.model, image_tokenizer=image_tokenizer, language_model=language_model, processor=processor
-        )
+        ).to(device)
         pipeline.set_progress_bar_config(disable=True)
         return written, draw_prompts(pipeline, prompts)
 
@@ -98,7 +101,7 @@ def caption(model, processor, codes: torch.LongTensor) -> list[str]:
     """The likeliest caption of each picture, by the paper's prompt."""
     written = []
     for row in codes:
-        prompt = processor.caption_prompts(codes=row[None])
+        prompt = processor.caption_prompts(codes=row[None]).to(model.device)
         ids = model.generate(**prompt, generation_mode="text", max_new_tokens=24, do_sample=False)
         written.append(processor.batch_decode(ids[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)[0])
     return [text.strip() for text in written]
