@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +105,63 @@ def read_codes(path: str | Path, codebook_size: int, num_codes: int) -> CodesFil
     return CodesFile(ids=ids, codes=codes, metadata=metadata)
 
 
+def stamp_codes(data: pa.Table | str | Path, output: str | Path, metadata: CodesMetadata) -> None:
+    """
+    Writes a table of one's own (questions, documents, conversations) with what made its codes, all or nothing, so that
+    the language model can be trained on it.
+
+        rows = [{"codes": [5, 9, ...], "question": "What is it?", "answers": ["a dog", "a poodle"]}, ...]
+        metadata = CodesMetadata.of(*load_image_tokenizer("runs/seed"))  # that made the codes
+        stamp_codes(pyarrow.Table.from_pylist(rows), "vqa.parquet", metadata)
+
+    Args:
+        data: an Arrow table or a Parquet file with the columns that [`LanguageFile`] reads.
+        output: the Parquet file to write; may be the same as `data`.
+        metadata: of the image tokenizer that made the codes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it has no codes; a row (or a segment or message in it) with another number of codes, or a code out
+            of range; another image tokenizer's codes.
+    """
+    where = "The table" if isinstance(data, pa.Table) else str(data)
+    if not isinstance(data, pa.Table):
+        if not Path(data).is_file():
+            raise FileNotFoundError(f"{data}: no such file.")
+        read_metadata(data)  # says so if it is no Parquet file
+        data = pq.read_table(data)
+    stored = (data.schema.metadata or {}).get(METADATA_KEY)
+    if stored and json.loads(stored).get("image_tokenizer") != metadata.image_tokenizer:
+        raise ValueError(
+            f"{where}: its codes are another image tokenizer's. Tokenise the pictures again with this one."
+        )
+    nested = [name for name in ("segments", "messages") if name in data.column_names]
+    if "codes" not in data.column_names and not nested:
+        raise ValueError(f"{where}: has no codes; expected a column codes, segments or messages.")
+    if "codes" in data.column_names:
+        _check_codes(data["codes"], where, metadata.codebook_size, metadata.num_codes)
+    for name in nested:
+        for row, value in enumerate(data[name].to_pylist()):
+            for codes in _codes_within(value):
+                column = pa.chunked_array([pa.array([codes])])
+                _check_codes(column, f"{where}: {name} of row {row}", metadata.codebook_size, metadata.num_codes)
+    stamp = {METADATA_KEY: json.dumps(dataclasses.asdict(metadata)).encode()}
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(output.name + ".tmp")
+    pq.write_table(data.replace_schema_metadata((data.schema.metadata or {}) | stamp), temporary)
+    os.replace(temporary, output)
+
+
+def _codes_within(value) -> Iterator[list]:
+    """The codes of every image in a document's segments or a conversation's messages."""
+    for item in value if isinstance(value, list) else ():
+        if isinstance(item, dict):
+            if item.get("codes") is not None:
+                yield item["codes"]
+            yield from _codes_within(item.get("content"))
+
+
 def _check_codes(column: pa.ChunkedArray, where: str, codebook_size: int, num_codes: int) -> torch.LongTensor:
     kind = column.type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
@@ -128,4 +187,4 @@ def _check_codes(column: pa.ChunkedArray, where: str, codebook_size: int, num_co
     return torch.from_numpy(values.astype(np.int64))
 
 
-__all__ = ["CodesFile", "CodesMetadata", "codes_schema", "read_codes", "read_metadata"]
+__all__ = ["CodesFile", "CodesMetadata", "codes_schema", "read_codes", "read_metadata", "stamp_codes"]
