@@ -129,7 +129,8 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
         self.token_guidance_scale = token_guidance_scale
         self.token_temperature = token_temperature
         self.name_or_path: str | None = None
-        self._hub_options: dict = {}
+        self.hub_options: dict = {}  # that it was loaded with, for what is loaded later from the same repository
+        self._device = torch.device("cpu")
         self._image_tokenizer: SeedModel | None = None
         self._decoder = None
 
@@ -161,7 +162,7 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
         processor = loaded[0] if isinstance(loaded, tuple) else loaded
         processor.name_or_path = str(pretrained_model_name_or_path)
         names = ("revision", "token", "cache_dir", "local_files_only")
-        processor._hub_options = {name: kwargs[name] for name in names if kwargs.get(name)}
+        processor.hub_options = {name: kwargs[name] for name in names if kwargs.get(name)}
         return loaded
 
     @classmethod
@@ -195,7 +196,7 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
 
     def set_image_tokenizer(self, model: SeedModel) -> None:
         """
-        Gives the processor a loaded image tokenizer, on any device, to share it.
+        Gives the processor a loaded image tokenizer to share it, on any device, where it stays until `to` moves it.
 
         Raises:
             ValueError: its codes are not those that the processor was made for.
@@ -242,9 +243,22 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
                 f"{ours[:12]}...: the same codes mean other things to them. Load both from one repository."
             )
 
+    def to(self, device: str | torch.device) -> "SeedProcessor":
+        """
+        Tokenises images, and draws, on a device from now on; what is not loaded yet will be loaded there.
+
+        transformers' pipelines do not tell their processor where the model runs, so say it once:
+        `pipe.processor.to(pipe.device)`. Ids and codes are made on the CPU all the same.
+        """
+        self._device = torch.device(device)
+        for part in (self._image_tokenizer, self._decoder):
+            if part is not None:
+                part.to(self._device)
+        return self
+
     def load_image_tokenizer(self) -> SeedModel:
         """
-        The image tokenizer, loaded in float32 when first asked for.
+        The image tokenizer, loaded in float32 when first asked for, on the CPU unless `to` named another device.
 
         Raises:
             ValueError: it cannot be told where it lies, or it has other codes (see `set_image_tokenizer`).
@@ -253,15 +267,16 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
         if self._image_tokenizer is None:
             pointer = self.image_repository or IMAGE_TOKENIZER_FOLDER
             if self.name_or_path is not None:
-                folder = follow_pointer(self.name_or_path, pointer, self._hub_options, [""])
+                folder = follow_pointer(self.name_or_path, pointer, self.hub_options, [""])
             elif pointer != IMAGE_TOKENIZER_FOLDER:
-                folder = fetch(pointer, self._hub_options, ["*.json", "*.safetensors"])
+                folder = fetch(pointer, self.hub_options, ["*.json", "*.safetensors"])
             else:
                 raise ValueError(
                     "This processor was not loaded from a repository, so it does not know its image tokenizer: call "
                     "set_image_tokenizer(SeedModel.from_pretrained(...)), or pass codes instead of images."
                 )
             self.set_image_tokenizer(SeedModel.from_pretrained(folder, use_text_branch=False, dtype=torch.float32))
+            self._image_tokenizer.to(self._device)
         return self._image_tokenizer
 
     @torch.no_grad()
@@ -425,7 +440,8 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
             if self.name_or_path is None:
                 raise ValueError("This processor was not loaded from a repository: draw with SeedPipeline(codes=...).")
             decoder = self.decoder_repository
-            self._decoder = SeedPipeline.from_pretrained(self.name_or_path, decoder=decoder, **self._hub_options)
+            self._decoder = SeedPipeline.from_pretrained(self.name_or_path, decoder=decoder, **self.hub_options)
+            self._decoder.to(self._device)
             self._decoder.set_progress_bar_config(disable=True)
         return self._decoder(codes=codes, **kwargs).images
 

@@ -59,7 +59,9 @@ class SeedTextToImagePipeline(Pipeline):
                 "This pipeline's parts come from no repository, so it has nothing to draw with: pass decoder=, a "
                 "SeedPipeline."
             )
-        return SeedPipeline.from_pretrained(name, decoder=self._decoder, dtype=self.model.dtype, **shared)
+        # The revision, token and cache are of the repository that the processor was loaded from.
+        options = self.processor.hub_options if self.processor.name_or_path else {}
+        return SeedPipeline.from_pretrained(name, decoder=self._decoder, dtype=self.model.dtype, **shared, **options)
 
     def __call__(self, inputs: str | list[str], **kwargs):
         """

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from tiny_language import tiny_processor, tiny_text_tokenizer
-from tiny_repository import make_seed_model, pictures
+from tiny_repository import make_seed_model, make_seed_pipeline, pictures
 from transformers import AutoProcessor
 
-from seed import SeedImageProcessorPil, SeedProcessor
+from seed import SeedImageProcessorPil, SeedPipeline, SeedProcessor
 from seed.processing_seed import INSTRUCTION_CHAT_TEMPLATE
 
 SOS = EOS = 2  # </s>
@@ -339,6 +339,17 @@ def test_saves_and_loads_beside_the_pipelines_settings(tmp_path, codes):
     assert json.loads((tmp_path / "processor_config.json").read_text())["image_tokenizer"] == "org/tokenizer"
 
 
+def test_the_token_temperature_is_one_setting_of_processor_and_pipeline(tmp_path):
+    make_seed_pipeline(token_temperature=0.7).save_pretrained(tmp_path)
+    tiny_processor(tmp_path)  # saved over it, saying nothing of a temperature
+    loaded = SeedProcessor.from_pretrained(tmp_path)
+    assert loaded.token_temperature == 0.7
+    loaded.token_temperature = 1.25
+    loaded.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "processor_config.json").read_text())["token_temperature"] == 1.25
+    assert SeedPipeline.from_pretrained(tmp_path).config.token_temperature == 1.25
+
+
 def test_finds_the_image_tokenizer_of_its_repository(seed_repository, tmp_path):
     import shutil
 
@@ -353,6 +364,21 @@ def test_finds_the_image_tokenizer_of_its_repository(seed_repository, tmp_path):
         moved.tokenize_images(images)
     moved.image_repository = "../shared"
     assert torch.equal(moved.tokenize_images(images), processor.tokenize_images(images))
+
+
+def test_images_are_tokenised_on_the_device_that_was_chosen(seed_repository, tmp_path):
+    """On the device "meta", which every machine has, and which computes no values."""
+    import shutil
+
+    folder = tmp_path / "repository"
+    shutil.copytree(seed_repository, folder)
+    processor = tiny_processor(folder)
+    assert processor.load_image_tokenizer().device.type == "cpu"
+    assert processor.to("meta") is processor and processor.load_image_tokenizer().device.type == "meta"
+    later = SeedProcessor.from_pretrained(folder).to("meta")
+    assert later.load_image_tokenizer().device.type == "meta"
+    later.save_pretrained(tmp_path / "saved")
+    assert "device" not in (tmp_path / "saved" / "processor_config.json").read_text()
 
 
 def test_another_image_tokenizer_is_refused(processor):
