@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from PIL import Image
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -231,7 +232,9 @@ class SeedPipeline(DiffusionPipeline):
             images: a PIL image, a path, an array or a tensor, or a list of them.
         """
         pixel_values = self.image_processor(images, return_tensors="pt")["pixel_values"]
-        return self.image_tokenizer.get_image_tokens(pixel_values.to(self._execution_device))
+        # accelerate's offloading listens to forward only, which would go on to decode the codes.
+        tokenize = apply_forward_hook(type(self.image_tokenizer).get_image_tokens)
+        return tokenize(self.image_tokenizer, pixel_values.to(self._execution_device))
 
     @torch.no_grad()
     def encode_codes(self, codes: torch.LongTensor, prefix_length: int | Sequence[int] | None = None) -> torch.Tensor:
@@ -292,11 +295,12 @@ class SeedPipeline(DiffusionPipeline):
             token_temperature: at which codes are sampled, from all of them unless `generate_kwargs` limit the choice;
                 the pipeline's setting if None, 0 takes the likeliest code each time.
             generator: seeds the sampling; a list, one per row, samples each row by itself.
-            generate_kwargs: of the language model's `generate` (`top_k`, `top_p`, `num_beams`, ...); `do_sample` and
-                `temperature` overrule `token_temperature`.
+            generate_kwargs: of the language model's `generate` (`top_k`, `top_p`, `num_beams`, ...). `temperature`,
+                `do_sample` and `generation_config` overrule `token_temperature`; a `temperature` above 0 samples.
 
         Raises:
-            ValueError: there is no language model, or a prompt does not fit into its context.
+            ValueError: there is no language model; a prompt does not fit into its context; a negative temperature;
+                another number of generators than of drawings.
         """
         if self.language_model is None:
             raise ValueError(
@@ -305,12 +309,10 @@ class SeedPipeline(DiffusionPipeline):
             )
         if token_guidance_scale is None:
             token_guidance_scale = self.config.token_guidance_scale
-        if token_temperature is None:
-            token_temperature = self.config.token_temperature
-        generate_kwargs = sampling_options(token_temperature) | generate_kwargs
+        generate_kwargs = _choosing_options(token_temperature, self.config.token_temperature, generate_kwargs)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
-        samples = generate_kwargs["do_sample"]
+        samples = generate_kwargs.get("do_sample", getattr(generate_kwargs.get("generation_config"), "do_sample", None))
         if samples and isinstance(generator, list):
             if len(generator) != len(prompts):
                 raise ValueError(f"Got {len(generator)} generators for {len(prompts)} drawings.")
@@ -320,7 +322,7 @@ class SeedPipeline(DiffusionPipeline):
         rows = []
         for texts, one in groups:
             inputs = self.processor.drawing_prompts(texts).to(self._execution_device)
-            with _seeded(one if samples else None):
+            with _seeded(one if samples else None, self._execution_device):
                 written = self.language_model.generate(
                     **inputs,
                     generation_mode="image",
@@ -455,17 +457,47 @@ def load_language_model(
     return _LANGUAGE_MODELS[model_type].from_pretrained(folder, dtype=dtype).eval()
 
 
+def _choosing_options(token_temperature: float | None, setting: float, generate_kwargs: dict) -> dict:
+    """
+    `generate`'s arguments, with those that say how a code is chosen where they do not say it themselves.
+
+    Args:
+        token_temperature: what the caller asks for; over it go `temperature` and `do_sample` of `generate_kwargs`.
+        setting: the pipeline's, for a caller who asks for nothing.
+    """
+    unset = [name for name in ("temperature", "do_sample") if generate_kwargs.get(name) is None]
+    options = {name: value for name, value in generate_kwargs.items() if name not in unset}
+    temperature = options.pop("temperature", token_temperature)
+    if temperature is None:
+        if options.get("generation_config") is not None:
+            return options
+        temperature = setting
+    if options.get("do_sample") is False:
+        return options
+    return sampling_options(temperature) | options
+
+
 @contextlib.contextmanager
-def _seeded(generator: torch.Generator | list[torch.Generator] | None):
-    """transformers samples from the global generator; seeds it from ours, and restores it afterwards."""
+def _seeded(generator: torch.Generator | list[torch.Generator] | None, device: torch.device):
+    """
+    transformers samples from the global generators; seeds them from ours, and restores them afterwards.
+
+    Args:
+        device: where the language model runs, and samples; the generator may be of another.
+    """
     generator = generator[0] if isinstance(generator, list) else generator
     if generator is None:
         yield
         return
     seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-    devices = [generator.device] if generator.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(int(seed))
+    # manual_seed seeds every device of the kind; those of another kind draw nothing here, and are left alone.
+    kind = device.type if device.type != "cpu" else "cuda"
+    devices = range(torch.get_device_module(kind).device_count()) if device.type != "cpu" else []
+    with torch.random.fork_rng(devices, device_type=kind):
+        if devices:
+            torch.manual_seed(int(seed))
+        else:
+            torch.random.default_generator.manual_seed(int(seed))
         yield
 
 

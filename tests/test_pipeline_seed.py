@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
 from tiny_repository import SIZE, make_seed_model, make_seed_pipeline, make_stable_diffusion, pictures
@@ -198,6 +199,22 @@ def test_pointers_name_other_repositories(seed_repository, tmp_path):
     assert resolve_image_tokenizer(root).samefile(tmp_path / "shared_tokenizer")
     assert resolve_decoder(root).samefile(tmp_path / "shared_decoder")
     assert SeedPipeline.from_pretrained(root).image_tokenizer.config.codebook_size == 64
+
+
+def test_tokenising_tells_accelerate_where_models_are_offloaded():
+    """What `enable_model_cpu_offload` attaches; here it only counts, as there may be no accelerator to move to."""
+    pipeline, called = make_seed_pipeline(), []
+
+    class Hook(ModelHook):
+        execution_device = torch.device("cpu")
+
+        def pre_forward(self, module, *args, **kwargs):
+            called.append(module)
+            return args, kwargs
+
+    before = pipeline.tokenize_images(pictures(2))
+    add_hook_to_module(pipeline.image_tokenizer, Hook())
+    assert torch.equal(pipeline.tokenize_images(pictures(2)), before) and called == [pipeline.image_tokenizer]
 
 
 def test_images_may_be_arrays(pipeline):

@@ -1,6 +1,9 @@
 """transformers' pipelines and SeedPipeline on a whole SEED-OPT repository: prompts, pictures and questions in."""
 
+import contextlib
+import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from transformers import (
 )
 
 from seed import SeedOPTConfig, SeedOPTForCausalLM, SeedPipeline, SeedProcessor, SeedTextToImagePipeline
+from seed.pipeline_seed import _seeded
 
 PROMPTS = ["a red square", "a dog", "a small dog beside a big cat"]
 
@@ -107,6 +111,51 @@ def test_token_guidance_and_sampling(whole):
         whole.generate_codes(PROMPTS[:2], generator=generators(4), do_sample=True)
 
 
+def test_token_temperature(whole):
+    greedy = whole.generate_codes(PROMPTS[0])
+    assert torch.equal(whole.generate_codes(PROMPTS[0], token_temperature=0, generator=generators(6)[0]), greedy)
+    sampled = whole.generate_codes(PROMPTS[0], token_temperature=1.5, generator=generators(6)[0])
+    assert not torch.equal(sampled, greedy)
+    same_again = {"generator": generators(6)[0], "token_temperature": 1.5}
+    assert torch.equal(whole(prompt=PROMPTS[0], **same_again).codes, sampled)
+    # By hand: torch's own generator, seeded as ours seeds it, and all of the codebook to choose from.
+    torch.manual_seed(int(torch.randint(2**62, (), generator=generators(6)[0])))
+    options = {"do_sample": True, "temperature": 1.5, "top_k": 0}
+    assert torch.equal(written_codes(whole.processor, whole.language_model, PROMPTS[0], **options), sampled)
+    # generate's own temperature is one, too, and overrules ours; so do do_sample and a generation_config.
+    for options in ({"temperature": 1.5}, {"temperature": 1.5, "token_temperature": 0}):
+        assert torch.equal(whole.generate_codes(PROMPTS[0], generator=generators(6)[0], **options), sampled)
+    for options in ({"temperature": 0.0}, {"do_sample": False}):
+        assert torch.equal(whole.generate_codes(PROMPTS[0], token_temperature=1.5, **options), greedy)
+    config = copy.deepcopy(whole.language_model.generation_config)
+    config.update(do_sample=True, temperature=1.5, top_k=0)
+    own = {"generation_config": config, "generator": generators(6)[0]}
+    assert torch.equal(whole.generate_codes(PROMPTS[0], **own), sampled)
+    for refused in ({"token_temperature": -1.0}, {"generate_kwargs": {"temperature": -1.0}}):
+        with pytest.raises(ValueError, match="The temperature is -1.0; expected 0"):
+            whole(prompt=PROMPTS[0], **refused)
+
+
+def test_sampling_leaves_every_global_generator_as_it_was(monkeypatch):
+    """On an accelerator, seen from a machine without one: which devices are forked, and what is seeded."""
+    forked, seeded = [], []
+    monkeypatch.setattr(torch, "get_device_module", lambda kind: SimpleNamespace(device_count=lambda: 2))
+    monkeypatch.setattr(torch, "manual_seed", seeded.append)
+
+    @contextlib.contextmanager
+    def fork_rng(devices, device_type):
+        forked.append((list(devices), device_type))
+        yield
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
+    with _seeded(generators(0)[0], torch.device("cuda", 1)):  # the generator is the CPU's
+        pass
+    assert forked == [([0, 1], "cuda")] and len(seeded) == 1
+    with _seeded(generators(0)[0], torch.device("cpu")):
+        pass
+    assert forked[1][0] == [] and len(seeded) == 1  # an idle GPU's generator is not touched
+
+
 def test_pipeline_with_language_model_saves_and_loads(whole, tmp_path):
     whole.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "processor_config.json").read_text())
@@ -169,7 +218,7 @@ def test_text_to_image(drawing, whole):
     assert not same(sampled, image)
 
 
-def test_text_to_image_bad_input(drawing):
+def test_text_to_image_bad_input(drawing, whole, monkeypatch):
     with pytest.raises(TypeError, match="unexpected keyword argument 'steps'"):
         drawing("a dog", steps=3)
     with pytest.raises(TypeError, match="The prompt is a int"):
@@ -181,6 +230,12 @@ def test_text_to_image_bad_input(drawing):
     homeless = SeedTextToImagePipeline(model=tiny_language_model(), processor=tiny_processor())
     with pytest.raises(ValueError, match="nothing to draw with: pass decoder="):
         homeless("a dog")
+    # The drawer comes from the repository that the processor came from, by the same revision and cache.
+    pinned = SeedProcessor.from_pretrained(drawing.model.name_or_path, revision="v1", cache_dir="cache")
+    asked = {}
+    monkeypatch.setattr(SeedPipeline, "from_pretrained", lambda name, **options: asked.update(options) or whole)
+    assert SeedTextToImagePipeline(model=drawing.model, processor=pinned).drawer is whole
+    assert (asked["revision"], asked["cache_dir"]) == ("v1", "cache")
     shared = SeedTextToImagePipeline(
         model=tiny_language_model(), processor=tiny_processor(), decoder=make_seed_pipeline()
     )
