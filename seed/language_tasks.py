@@ -12,6 +12,9 @@ from .evaluation.language_model import EvaluatedLanguageModel
 from .pipeline_seed import SeedPipeline
 from .repository_seed import fetch
 
+# Bounds the memory of any number of pictures: each is some forty tokens in a cache of keys and values.
+PICTURES_PER_BATCH = 32
+
 
 def has_language_model(model: str | Path) -> bool:
     """Whether a SEED repository holds a language model beside its image tokenizer."""
@@ -20,8 +23,11 @@ def has_language_model(model: str | Path) -> bool:
 
 def caption_pictures(language_model: EvaluatedLanguageModel, paths: Sequence[str | Path]) -> list[str]:
     """One caption per picture, by the paper's prompt."""
-    images = [load_image(Path(path)) for path in paths]
-    return language_model.caption(language_model.processor.tokenize_images(images))
+    captions = []
+    for start in range(0, len(paths), PICTURES_PER_BATCH):
+        images = [load_image(Path(path)) for path in paths[start : start + PICTURES_PER_BATCH]]
+        captions += language_model.caption(language_model.processor.tokenize_images(images))
+    return captions
 
 
 def answer_question(language_model: EvaluatedLanguageModel, path: str | Path, question: str) -> str:

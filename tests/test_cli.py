@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from seed import SeedModel, SeedPipeline, SeedProcessor
 from seed.cli import main
 from seed.demo import QUESTION, contact_sheet, prefix_lengths, run_demo, shipped_pictures
+from seed.evaluation.language_model import EvaluatedLanguageModel
 
 
 @pytest.fixture
@@ -163,12 +164,27 @@ def write(model, processor, inputs, max_new_tokens: int) -> str:
     return processor.tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip()
 
 
-def test_caption_and_ask(language_repository, image, capsys):
+def test_caption_and_ask(language_repository, image, tmp_path, monkeypatch, capsys):
     model, processor = by_hand(language_repository)
     picture = Image.open(image)
     assert run("caption", image, image, "--model", language_repository) == 0
     caption = write(model, processor, processor.caption_prompts(images=[picture]), 32)
     assert " ".join(capsys.readouterr().out.split()) == " ".join(f"{image}: {caption} {image}: {caption}".split())
+    # Of many pictures, a few at a time, in order.
+    monkeypatch.setattr("seed.language_tasks.PICTURES_PER_BATCH", 2)
+    paths, batches = [tmp_path / f"{number}.png" for number in range(3)], []
+    for path, made in zip(paths, pictures(3, seed=6)):
+        made.save(path)
+    caption_batch = EvaluatedLanguageModel.caption
+    monkeypatch.setattr(
+        EvaluatedLanguageModel,
+        "caption",
+        lambda self, codes: batches.append(len(codes)) or caption_batch(self, codes),
+    )
+    assert run("caption", *paths, "--model", language_repository) == 0
+    alone = [write(model, processor, processor.caption_prompts(images=[one]), 32) for one in pictures(3, seed=6)]
+    expected = "".join(f"{path}: {text}\n" for path, text in zip(paths, alone))
+    assert capsys.readouterr().out.split() == expected.split() and batches == [2, 1] and len(set(alone)) > 1
     assert run("ask", image, "what is it?", "--model", language_repository) == 0
     answer = write(model, processor, processor.question_prompts("what is it?", images=[picture]), 16)
     assert capsys.readouterr().out.strip() == answer
@@ -182,9 +198,18 @@ def test_draw(language_repository, tmp_path, capsys):
     four = drawn("four.png", "--count", 4, "--seed", 3)
     assert four.shape == (2 * SIZE + 4, 2 * SIZE + 4, 3)
     # Drawing k starts from SEED + k, whatever the count.
-    assert np.abs(drawn("second.png", "--seed", 4).astype(int) - four[:SIZE, SIZE + 4 :]).max() <= 1
+    second = drawn("second.png", "--seed", 4)
+    assert np.abs(second.astype(int) - four[:SIZE, SIZE + 4 :]).max() <= 1
     assert np.array_equal(drawn("again.png", "--count", 4, "--seed", 3), four)
     assert not np.array_equal(drawn("other.png", "--count", 4, "--seed", 9), four)
+    # At a temperature the codes are sampled, at 0 they are the repository's likeliest.
+    greedy = drawn("cold.png", "--seed", 4, "--token-temperature", 0)
+    sampled = drawn("hot.png", "--seed", 4, "--token-temperature", 1.5)
+    assert np.array_equal(greedy, second) and not np.array_equal(greedy, sampled)
+    pipeline = SeedPipeline.from_pretrained(language_repository, language_model=True)
+    generators = [torch.Generator().manual_seed(4)]
+    expected = pipeline(prompt=["a red dog"], generator=generators, token_temperature=1.5).images[0]
+    assert np.array_equal(sampled, np.asarray(expected))
 
 
 @pytest.mark.parametrize(
