@@ -62,7 +62,7 @@ def _add_draw(tasks) -> None:
     parser.add_argument(
         "--temperature", type=float, help="sample codes; 0 takes the likeliest (default: the model's setting)"
     )
-    parser.add_argument("--top-p", type=float, help="sample codes from the likeliest only")
+    parser.add_argument("--top-p", type=float, help="sample codes from the likeliest only (needs a temperature)")
     parser.set_defaults(func=run_draw)
 
 

@@ -29,11 +29,12 @@ class EvaluatedLanguageModel:
         num_beams: for captions and answers; the model's generation settings if None.
         token_guidance_scale: for drawing; the processor's setting if None.
         temperature: for drawing: 0 takes the likeliest code each time, more samples; the processor's setting if None.
-        top_p: for drawing, with sampling.
+        top_p: for drawing, at a temperature above 0: samples from the likeliest codes only.
         seed: of sampling.
 
     Raises:
-        ValueError: the repository holds another kind of model, or none.
+        ValueError: the repository holds another kind of model, or none, or a processor that was not made for it; a
+            negative temperature; top_p at temperature 0.
     """
 
     def __init__(
@@ -57,7 +58,8 @@ class EvaluatedLanguageModel:
         if not isinstance(model, SeedLanguageModelMixin):
             raise ValueError(f"{name} holds a {type(model).__name__}, which knows no images; expected a SEED model.")
         self.model = model.eval().to(device)
-        self.processor = SeedProcessor.from_pretrained(name)
+        self.processor = SeedProcessor.from_pretrained(name).to(device)
+        self.processor.check_language_model(model)
         self.text_options = {} if num_beams is None else {"num_beams": num_beams}
         if token_guidance_scale is None:
             token_guidance_scale = self.processor.token_guidance_scale
@@ -66,7 +68,12 @@ class EvaluatedLanguageModel:
             temperature = self.processor.token_temperature or 0
         self.drawing_options |= sampling_options(temperature)
         if top_p is not None:
-            self.drawing_options |= {"do_sample": True, "top_p": top_p}
+            if not temperature:
+                raise ValueError(
+                    f"top_p is {top_p} at temperature 0, which takes the likeliest code and leaves nothing to choose "
+                    "from; pass a temperature too, such as 1."
+                )
+            self.drawing_options["top_p"] = top_p
         self._tokenizer: EvaluatedTokenizer | None = None
 
     @property

@@ -1,42 +1,17 @@
 """A whole SEED repository, tiny and random, and a toy data set."""
 
-import io
-
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from PIL import Image
 from tokenizers import pre_tokenizers
+from toy_pictures import NAMES, toy_rows
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from seed.image_processing_seed import SeedImageProcessorPil
 from seed.modeling_seed import SeedModel
 from seed.training.text_tokenizer import train_text_tokenizer
-
-NAMES = ["red apple", "green leaf", "blue sky", "Red  apple", "white snow", "black cat"]
-
-
-def png(image):
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def toy_rows():
-    """Six pictures, each of a colour of its own under noise; two have one name, differently spelled."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for number, name in enumerate(NAMES):
-        color, noise = rng.integers(0, 156, 3), rng.integers(0, 100, (20, 24, 3))
-        picture = Image.fromarray((color + noise).astype(np.uint8))
-        captions = [name, f"a picture of {name.casefold()}"]
-        rows.append(
-            {"id": f"p{number}", "image": {"bytes": png(picture), "path": None}, "captions": captions, "name": name}
-        )
-    return rows
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import toy_rows
+from toy_pictures import toy_rows
 from transformers import AutoTokenizer
 
 from seed.data.images import load_image
