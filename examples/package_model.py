@@ -87,6 +87,7 @@ def add_language_model(arguments: argparse.Namespace, dtype: torch.dtype) -> Non
     processor.token_temperature = arguments.token_temperature
     model = AutoModelForCausalLM.from_pretrained(arguments.language_model, dtype=dtype)
     processor.check_language_model(model)
+    model.config.use_cache = True  # Trainer turns it off
     model.save_pretrained(output)
     processor.save_pretrained(output)
 
