@@ -16,11 +16,12 @@ from seed import SeedConfig, SeedForQuantization, SeedImageProcessorPil
 from seed.training.datasets import QuantizationCollator
 from seed.training.feature_cache import open_embedding_cache
 from seed.training.recipes import apply_head_settings
-from seed.training.stage import open_sources, parse_arguments, read_recipe, run_stage, save_stage
+from seed.training.stage import first_embeddings, open_sources, parse_arguments, read_recipe, run_stage, save_stage
 from seed.training.text_features import TextFeatures
 
 NEW_MODULES = (
     "model.encode_layer",
+    "model.code_position_scales",
     "model.quantizer",
     "model.decode_layer",
     "model.reconstruction_decoder",
@@ -57,7 +58,10 @@ def main() -> None:
     def target(source: int, picture: int):
         return text_features[sources[source].captions[picture][0]]
 
-    run_stage(arguments, recipe, head, QuantizationCollator(target, processor), sources)
+    collator = QuantizationCollator(target, processor)
+    if head.pca_initialization or head.kmeans_initialization:
+        head.initialize_from_embeddings(first_embeddings(head.model.eval(), recipe, collator, sources))
+    run_stage(arguments, recipe, head, collator, sources)
     head.model.set_empty_prompt_embeds(text_features.compute([""]))
     save_stage(arguments.output, head.model, processor, tokenizer, arguments.recipe)
 

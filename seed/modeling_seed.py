@@ -19,7 +19,7 @@ from .modeling_seed_qformer import SeedAttention, SeedMLP, SeedQFormer
 from .quantization_seed import SeedCodebook, SeedVectorQuantizer
 
 # The parts that decide an image's codes; without the Q-Former's text side, which may not be loaded.
-_MAKES_CODES = re.compile(r"(vision_model|vision_layernorm|qformer|encode_layer|quantizer)\.")
+_MAKES_CODES = re.compile(r"(vision_model|vision_layernorm|qformer|encode_layer|code_position_scales|quantizer)\b")
 _READS_TEXT = re.compile(r"qformer\.(word_embeddings|position_embeddings|layers\.\d+\.text_mlp)")
 
 
@@ -106,8 +106,11 @@ class SeedPreTrainedModel(PreTrainedModel):
             # As released; stage II may move the codes onto the data (`initialize_from_data`).
             bound = 1.0 / module.num_embeddings
             init.uniform_(module.weight, -bound, bound)
-        elif isinstance(module, SeedModel) and self.config.has_empty_prompt_embeds:
-            init.zeros_(module.empty_prompt_embeds)
+        elif isinstance(module, SeedModel):
+            if self.config.has_empty_prompt_embeds:
+                init.zeros_(module.empty_prompt_embeds)
+            if self.config.use_code_branch and self.config.code_position_scales:
+                init.ones_(module.code_position_scales)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, new_modules: tuple[str, ...] = (), **kwargs):
@@ -178,7 +181,7 @@ class SeedModel(SeedPreTrainedModel):
         r"qformer\.layers\.\d+\.text_mlp",
         r"(vision|text)_projection",
         r"^(encode_layer|quantizer|decode_layer|reconstruction_decoder|generation_decoder|reverse_qformer)\.",
-        r"^generation_projection",
+        r"^(generation_projection|code_position_scales)",
         r"^empty_prompt_embeds",
     ]
 
@@ -197,6 +200,8 @@ class SeedModel(SeedPreTrainedModel):
             self.text_projection = nn.Linear(width, config.projection_dim)
         if config.use_code_branch:
             self.encode_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, config.code_dim))
+            if config.code_position_scales:
+                self.code_position_scales = nn.Parameter(torch.ones(config.num_codes, config.code_dim))
             self.quantizer = SeedVectorQuantizer(
                 config.codebook_size, config.code_dim, config.quantization_loss_weighting
             )
@@ -272,7 +277,12 @@ class SeedModel(SeedPreTrainedModel):
         _require_one(pixel_values=pixel_values, vision_features=vision_features, causal_embeddings=causal_embeddings)
         if causal_embeddings is None:
             causal_embeddings = self.get_causal_embeddings(pixel_values, vision_features)
-        return self.quantizer.nearest_codes(self.encode_layer(causal_embeddings))
+        return self.quantizer.nearest_codes(self.encode_causal_embeddings(causal_embeddings))
+
+    def encode_causal_embeddings(self, causal_embeddings: torch.Tensor) -> torch.Tensor:
+        """What the quantizer rounds, `(batch, num_codes, hidden_size)` -> `(batch, num_codes, code_dim)`."""
+        vectors = self.encode_layer(causal_embeddings)
+        return vectors * self.code_position_scales if self.config.code_position_scales else vectors
 
     # Codes out ------------------------------------------------------------------------------------------------------
 
@@ -398,8 +408,12 @@ class SeedModel(SeedPreTrainedModel):
         Starts the layers around the codebook on the principal components of causal embeddings (our choice): the encode
         layer projects onto the first `code_dim`, the decode layer goes back, both in the linear part of their tanh.
 
+        With `code_position_scales`, each position starts on two of the components (`_spread_components`), the strong
+        ones before the weak ones, and the components are brought nearer to one size (by the root of their standard
+        deviation), so that the codes are the factors of a product: together they say what one code cannot.
+
         Args:
-            causal_embeddings: `(n, num_codes, hidden_size)`; some hundred rows in all are enough.
+            causal_embeddings: `(n, num_codes, hidden_size)`; some thousand rows in all are enough.
             scale: of the code vectors against the components.
 
         Raises:
@@ -412,14 +426,19 @@ class SeedModel(SeedPreTrainedModel):
         mean = rows.mean(dim=0)
         # Components of the variation within a position: what a position always says needs no code.
         centred = (causal_embeddings.float() - causal_embeddings.float().mean(dim=0)).reshape(-1, width)
-        components = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :code_dim]
+        variances, components = torch.linalg.eigh(centred.T @ centred / len(centred))
+        variances, components = variances.flip(0)[:code_dim], components.flip(1)[:, :code_dim]
+        scales = variances.new_full((code_dim,), scale)
+        if self.config.code_position_scales:
+            scales *= (variances.mean() / variances.clamp(min=1e-6 * float(variances[0]))) ** 0.25
+            self.code_position_scales.copy_(_spread_components(self.config.num_codes, code_dim))
         small = 0.1  # tanh(0.1 x) is 0.1 x within a percent or so, for embeddings of about unit scale
         encode, decode = self.encode_layer, self.decode_layer
         encode[0].weight.copy_(small * torch.eye(width))
         encode[0].bias.copy_(-small * mean)
-        encode[2].weight.copy_(components.T * (scale / small))
+        encode[2].weight.copy_(components.T * (scales[:, None] / small))
         encode[2].bias.zero_()
-        decode[0].weight.copy_((small / scale) * torch.eye(code_dim))
+        decode[0].weight.copy_(torch.diag(small / scales))
         decode[0].bias.zero_()
         decode[2].weight.copy_(components / small)
         decode[2].bias.copy_(mean)
@@ -464,6 +483,19 @@ class SeedModel(SeedPreTrainedModel):
     def _require_text_branch(self) -> None:
         if not self.config.use_text_branch:
             raise ValueError("This model was loaded without its text branch; load it with use_text_branch=True.")
+
+
+def _spread_components(num_codes: int, code_dim: int) -> torch.Tensor:
+    """
+    Which two components each position starts on, `(num_codes, code_dim)` of 0 and 1: (0, 1), (2, 3), ... until all are
+    covered, then again in other pairs, for other rounding errors: (1, 4), (3, 6), ...
+    """
+    scales = torch.zeros(num_codes, code_dim)
+    for position in range(num_codes):
+        turn, pair = divmod(position, -(-code_dim // 2))
+        scales[position, (2 * pair + turn) % code_dim] = 1
+        scales[position, (2 * pair + 1 + 3 * turn) % code_dim] = 1
+    return scales
 
 
 def _require_one(**arguments: torch.Tensor | None) -> None:

@@ -201,7 +201,7 @@ class SeedForQuantization(SeedPreTrainedModel):
         prefix_probability: how often a training example shows the decoders only its first k codes, k uniform in
             1 .. num_codes (our choice, so that prefixes can be drawn; 0 in the released recipe).
         kmeans_initialization: puts the codebook on the data when training starts (our choice; off in the released
-            recipe).
+            recipe). Both are done by `initialize_from_embeddings`.
         revival_interval: steps between revivals of codes that had no hit in that time; 0 never revives (released).
     """
 
@@ -272,14 +272,9 @@ class SeedForQuantization(SeedPreTrainedModel):
             with torch.no_grad():
                 causal_embeddings = model.get_causal_embeddings(pixel_values, vision_features)
         causal_embeddings = causal_embeddings.to(self.dtype)
-        if self.training and self.pca_initialization and int(self.training_steps) == 0:
-            model.initialize_code_layers(gather_with_gradient(causal_embeddings.detach()))
-            if dist.is_initialized():  # as for the codebook below
-                for parameter in (*model.encode_layer.parameters(), *model.decode_layer.parameters()):
-                    dist.broadcast(parameter.data, 0)
-        vectors = model.encode_layer(causal_embeddings)
+        vectors = model.encode_causal_embeddings(causal_embeddings)
         if self.training:
-            self._tend_codebook(vectors.detach())
+            self._revive_codes(vectors.detach())
         quantized = model.quantizer(vectors)
         code_mask = self._sample_prefixes(quantized.codes) if self.training else None
 
@@ -317,23 +312,33 @@ class SeedForQuantization(SeedPreTrainedModel):
         return whole | (torch.arange(num_codes, device=codes.device) < lengths)
 
     @torch.no_grad()
-    def _tend_codebook(self, vectors: torch.Tensor) -> None:
-        """Initialises the codebook on the first step and revives its dead codes every `revival_interval` steps."""
-        quantizer, step = self.model.quantizer, int(self.training_steps)
-        initialise = self.kmeans_initialization and step == 0
-        revive = self.revival_interval and step > 0 and step % self.revival_interval == 0
-        if not initialise and not revive:
+    def initialize_from_embeddings(self, causal_embeddings: torch.Tensor) -> None:
+        """
+        Puts the code layers and the codebook on the data, as `pca_initialization` and `kmeans_initialization` ask for;
+        once, before training.
+
+        Args:
+            causal_embeddings: `(n, num_codes, hidden_size)`, of pictures to train on; some 16 vectors per code are
+                enough.
+        """
+        causal_embeddings = causal_embeddings.to(self.dtype)
+        if self.pca_initialization:
+            self.model.initialize_code_layers(causal_embeddings)
+        if self.kmeans_initialization:
+            vectors = self.model.encode_causal_embeddings(causal_embeddings)
+            self.model.quantizer.initialize_from_data(vectors, generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def _revive_codes(self, vectors: torch.Tensor) -> None:
+        """Moves dead codes onto the data every `revival_interval` steps."""
+        step = int(self.training_steps)
+        if not self.revival_interval or step == 0 or step % self.revival_interval:
             return
         vectors = gather_with_gradient(vectors).flatten(0, 1)
         # The same generator on every process keeps their codebooks equal.
         generator = torch.Generator().manual_seed(step)
-        if initialise:
-            quantizer.initialize_from_data(vectors, generator=generator)
-        if revive:
-            quantizer.revive_codes(vectors, self.code_counts == 0, generator)
-            self.code_counts.zero_()
-        if dist.is_initialized():
-            dist.broadcast(quantizer.codebook.weight, 0)  # sums in another order would part the processes
+        self.model.quantizer.revive_codes(vectors, self.code_counts == 0, generator)
+        self.code_counts.zero_()
 
 
 def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:

@@ -96,7 +96,7 @@ def count_flops(config: SeedConfig) -> dict[str, int]:
         with FlopCounterMode(display=False) as vision:
             features = model.get_vision_features(pixel_values)
         with FlopCounterMode(display=False) as rest:
-            model.encode_layer(model.get_causal_embeddings(vision_features=features))
+            model.encode_causal_embeddings(model.get_causal_embeddings(vision_features=features))
     # The quantizer's one matmul: every code vector against every row of the codebook.
     lookup = 2 * config.num_codes * config.code_dim * config.codebook_size
     counts["vision"] = vision.get_total_flops()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from torch.utils.data import DataLoader
 from transformers import AutoModel, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -176,6 +177,23 @@ class _Opener:
         return load_image(self.dataset[self.row]["image"])
 
 
+@torch.no_grad()
+def first_embeddings(model: SeedModel, recipe: StageRecipe, collator, sources: list[PictureSource]) -> torch.Tensor:
+    """
+    Causal embeddings of the run's first pictures, `(n, num_codes, hidden_size)`: 16 vectors for each code, and 1,024
+    pictures at least, as far as there are so many.
+    """
+    wanted = max(1024, 16 * model.config.codebook_size // model.config.num_codes)
+    count = min(wanted, sum(len(source) for source in sources))
+    dataset = RunDataset(sources, count, recipe.training.get("seed", 42))
+    embeddings = []
+    for batch in DataLoader(dataset, batch_size=64, collate_fn=collator):
+        batch.pop("text_features")
+        cached = batch.get("causal_embeddings")
+        embeddings.append(model.get_causal_embeddings(**batch) if cached is None else cached)
+    return torch.cat(embeddings)
+
+
 def run_stage(arguments: argparse.Namespace, recipe: StageRecipe, head, collator, sources: list[PictureSource]) -> None:
     """Trains `head`, resuming from the last checkpoint under `--output` if there is one."""
     # Trainer wants to be told before it computes in bfloat16 on a CPU.
@@ -214,6 +232,7 @@ def save_stage(output: str | Path, model: SeedModel, processor, tokenizer, recip
 
 __all__ = [
     "create_model",
+    "first_embeddings",
     "open_sources",
     "parse_arguments",
     "read_captions",

@@ -123,22 +123,68 @@ def test_dead_codes_are_revived_on_schedule(config):
     assert int(head.training_steps) == 3
 
 
-def test_pca_initialization_keeps_what_components_hold(config):
+@pytest.mark.parametrize("position_scales", [False, True])
+def test_pca_initialization_keeps_what_components_hold(config, position_scales):
     """Encoded and decoded at once, embeddings come back as their projection onto the principal components."""
-    head, inputs = stage_two(config, pca_initialization=True)
-    generator = torch.Generator().manual_seed(0)
-    directions = torch.randn(config.code_dim, config.qformer_config.hidden_size, generator=generator)
-    hidden = torch.randn(200, config.num_codes, config.code_dim, generator=generator) @ directions / 5
-    causal = hidden + torch.randn(hidden.shape[-1], generator=generator)  # code_dim components and a mean
-    head.train()
-    features = inputs["text_features"][:1].expand(200, -1, -1)
-    head(causal_embeddings=causal, text_features=features)
+    config.code_position_scales = position_scales
+    head, _ = stage_two(config, pca_initialization=True)
+    causal = low_rank_embeddings(config, 200)
+    head.initialize_from_embeddings(causal)
     with torch.no_grad():
         again = head.model.decode_layer(head.model.encode_layer(causal))
     assert ((again - causal).square().mean() / causal.var()).item() < 0.02
-    before = head.model.encode_layer[2].weight.clone()
-    head(causal_embeddings=2 * causal, text_features=features)  # not on the second step
-    assert torch.equal(head.model.encode_layer[2].weight, before)
+
+
+def low_rank_embeddings(config, count: int) -> torch.Tensor:
+    """Embeddings of `code_dim` components and a mean, the same at every position."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(config.code_dim, config.qformer_config.hidden_size, generator=generator)
+    hidden = torch.randn(count, 1, config.code_dim, generator=generator) @ directions / 5
+    mean = torch.randn(hidden.shape[-1], generator=generator)
+    return (hidden + mean).expand(-1, config.num_codes, -1)
+
+
+def test_position_scales_let_equal_embeddings_have_codes_that_say_more(config):
+    """
+    Where all positions say the same, encoding them alike gives one code many times; with scales the code vectors,
+    summed over the positions, hold the embeddings far better.
+    """
+    causal, kept = low_rank_embeddings(config, 600), {}
+    for position_scales in (False, True):
+        config.code_position_scales = position_scales
+        head, _ = stage_two(config, pca_initialization=True, kmeans_initialization=True)
+        head.initialize_from_embeddings(causal)
+        with torch.no_grad():
+            codes = head.model.get_image_tokens(causal_embeddings=causal)
+            vectors = head.model.quantizer.code_vectors(codes).sum(1).double()
+        distinct = torch.tensor([len(row.unique()) for row in codes]).float().mean()
+        assert position_scales == bool(distinct > 1)
+        inputs = torch.cat([vectors, torch.ones(len(vectors), 1)], dim=1)
+        targets = causal[:, 0].double()
+        residual = targets - inputs @ torch.linalg.lstsq(inputs, targets).solution
+        kept[position_scales] = 1 - float(residual.var() / targets.var(dim=0).mean())
+    assert kept[True] > kept[False] + 0.1
+
+
+def test_every_position_starts_on_two_components_and_all_are_covered(config):
+    from seed.modeling_seed import _spread_components
+
+    for num_codes, code_dim in ((32, 32), (8, 4), (5, 7)):
+        scales = _spread_components(num_codes, code_dim)
+        assert set(scales.sum(1).tolist()) == {2.0}
+        if num_codes * 2 >= code_dim + 1:
+            assert scales.sum(0).min() >= 1
+    pairs = [tuple(row.nonzero().flatten().tolist()) for row in _spread_components(32, 32)]
+    assert pairs[:3] == [(0, 1), (2, 3), (4, 5)] and len(set(pairs)) == 32
+
+
+def test_codes_hash_knows_position_scales(config):
+    config.code_position_scales = True
+    model = SeedModel(config)
+    before = model.codes_hash()
+    with torch.no_grad():
+        model.code_position_scales[0, 0] += 1
+    assert model.codes_hash() != before
 
 
 def test_prefix_masks_show_only_first_codes(config):
