@@ -2,8 +2,11 @@
 
 import torch
 from transformers import LogitsProcessor
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 GENERATION_MODES = ("text", "image", "interleaved")
+# What models and their outputs call the cache: transformers renamed it in 5.24.
+CACHE_NAME = next(name for name in ("cache", "past_key_values") if name in CausalLMOutputWithPast.__dataclass_fields__)
 
 
 def sampling_options(temperature: float) -> dict:
@@ -115,9 +118,9 @@ class SeedTokenGuidanceLogitsProcessor(LogitsProcessor):
             self.cache = None
             inputs = torch.cat([self.unconditional_ids.to(drawn).expand(len(drawn), -1), drawn], dim=1)
         outputs = self.model(
-            inputs, past_key_values=self.cache, use_cache=True, generation_mode="image", logits_to_keep=1
+            inputs, **{CACHE_NAME: self.cache}, use_cache=True, generation_mode="image", logits_to_keep=1
         )
-        self.cache, self.cached = outputs.past_key_values, drawn
+        self.cache, self.cached = outputs[CACHE_NAME], drawn
         return outputs.logits[:, -1]
 
 

@@ -104,7 +104,6 @@ class SeedLanguageModelMixin:
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values=None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -127,6 +126,8 @@ class SeedLanguageModelMixin:
             generation_mode: see `compute_logits`.
             num_items_in_batch: labels in the whole (accumulated) batch, as `Trainer` counts them; the loss is the sum
                 divided by it.
+            kwargs: handed on to the text model's decoder; among them the cache, by the name that the installed
+                transformers has for it.
         """
         if inputs_embeds is None and input_ids is not None:
             inputs_embeds, input_ids = self.embed_ids(input_ids), None
@@ -136,7 +137,6 @@ class SeedLanguageModelMixin:
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             return_dict=True,
@@ -152,13 +152,9 @@ class SeedLanguageModelMixin:
             else:
                 kept = hidden_states[:, logits_to_keep]
             logits = self.compute_logits(kept, generation_mode)
-        result = CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        # The cache (whatever transformers calls it), hidden states and attentions, as far as they are asked for.
+        others = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        result = CausalLMOutputWithPast(loss=loss, logits=logits, **others)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return result if return_dict else result.to_tuple()
 
