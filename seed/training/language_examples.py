@@ -29,6 +29,7 @@ TASKS = {
     "question": "question",
     "document": "segments",
     "instruction": "messages",
+    "text": "text",
 }
 # Of the frozen weights: the setting of `TrainingArguments` that computes in it.
 DTYPES = {"float32": None, "bfloat16": "bf16", "float16": "fp16"}
@@ -57,7 +58,7 @@ class LanguageRecipe:
         epochs: passes over the mixture.
         training: keyword arguments of transformers' `TrainingArguments`; `per_device_train_batch_size` counts examples.
         tasks: how often every row comes per epoch as `caption` (image to text), `drawing` (text to image), `question`,
-            `document` or `instruction`; 0.5: every second one.
+            `document`, `instruction` or `text` (words alone, so that the model keeps its prose); 0.5: every second one.
         capacity: tokens to a packed row.
         lora: see [`LoraRecipe`].
         caption_dropout: share of the drawing examples without caption, from which guidance on tokens learns.
@@ -122,10 +123,11 @@ class LanguageFile:
     | `question` | `codes`, `question`, `answer` or `answers` (each right; one is drawn) |
     | `document` | `segments`: list of `{text, codes}`, one of the two set |
     | `instruction` | `messages`: list of `{role, content}`, see [`SeedProcessor.instruction_example`] |
+    | `text` | `text`; what does not fit is cut off |
 
-    Rows without words (no or empty captions, question, answers, segments or messages) are left out, and one warning
-    counts them. Rows of one `id` are views of one picture, the first of them the picture itself; an epoch takes one of
-    them.
+    A file of text alone, as examples/build_text.py writes it, has no codes and needs no stamp. Rows without words (no
+    or empty captions, question, answers, segments, messages or text) are left out, and one warning counts them. Rows
+    of one `id` are views of one picture, the first of them the picture itself; an epoch takes one of them.
 
     Args:
         path: as `seed tokenize` and examples/build_codes.py write it.
@@ -143,12 +145,15 @@ class LanguageFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"{path}: no such file.")
-        _check_provenance(self.path, image_tokenizer_hash)
+        stored = read_metadata(self.path)
         columns = pq.read_schema(self.path).names
         self.tasks = [task for task, column in TASKS.items() if column in columns]
+        if self.tasks != ["text"]:
+            _check_provenance(self.path, stored, image_tokenizer_hash)
         if not self.tasks:
             raise ValueError(
-                f"{path}: has the columns {', '.join(columns)}; expected captions, question, segments or messages."
+                f"{path}: has the columns {', '.join(columns)}; expected captions, question, segments, messages or "
+                "text."
             )
         wanted = {TASKS[task] for task in self.tasks}
         if "question" in wanted:
@@ -187,6 +192,8 @@ class LanguageFile:
         value = self.table[TASKS[task]][row].as_py()
         if task == "document":
             return processor.document_example([_segment(segment) for segment in value])
+        if task == "text":
+            return processor.document_example([value])
         if task == "instruction":
             return processor.instruction_example(value, recipe.chat_template)
         codes = self.codes[row]
@@ -288,7 +295,10 @@ class LanguageDataset(Dataset):
         rows = int(offsets[-1])
         number = int(_permutation(rows, self.seed, 2 + which, turn // rows)[turn % rows])
         file = int(np.searchsorted(offsets, number, side="right")) - 1
-        return self.files[task][file].example(self.processor, task, number - int(offsets[file]), rng, self.recipe)
+        example = self.files[task][file].example(self.processor, task, number - int(offsets[file]), rng, self.recipe)
+        if task == "text":  # prose goes on beyond any row; its beginning is as good as the rest
+            example |= {name: example[name][: self.max_length] for name in ("input_ids", "labels")}
+        return example
 
 
 def write_views(
@@ -354,9 +364,8 @@ def _with_words(texts: Sequence[str | None]) -> list[str]:
     return [text for text in texts if text and text.strip()]
 
 
-def _check_provenance(path: Path, expected: str) -> None:
-    stored = read_metadata(path) or {}
-    made_by = stored.get("image_tokenizer")
+def _check_provenance(path: Path, stored: dict | None, expected: str) -> None:
+    made_by = (stored or {}).get("image_tokenizer")
     if made_by is None:
         raise ValueError(
             f"{path} does not say which image tokenizer made its codes. Make them with `seed tokenize` or "

@@ -147,6 +147,18 @@ def test_questions_documents_and_instructions(tmp_path, processor):
     assert found == expected
 
 
+def test_text_alone_needs_no_stamp_and_is_cut_to_the_row(tmp_path, processor):
+    long, short = "a dog and a cat " * 40, "a dog"
+    pq.write_table(pa.table({"text": [long, short], "source": ["x", "y"]}), tmp_path / "text.parquet")
+    run = dataset(processor, [open_file(tmp_path / "text.parquet")], {"text": 1}, max_length=50)
+    found = {len(run[i]["input_ids"]): run[i] for i in range(2)}
+    words = [processor.tokenizer.encode(text, add_special_tokens=False) for text in (long, short)]
+    bos, eos = processor.tokenizer.bos_token_id, processor.tokenizer.eos_token_id
+    assert found[50]["input_ids"] == [bos, *words[0][:49]] and found[50]["labels"] == [-100, *words[0][:49]]
+    whole = found[len(words[1]) + 2]
+    assert whole["input_ids"] == [bos, *words[1], eos] and whole["labels"] == [-100, *words[1], eos]
+
+
 def test_a_row_that_is_too_long_gives_its_place_to_the_next_and_is_named(tmp_path, processor, caplog):
     rows = caption_rows()[::2]
     rows[2]["captions"] = ["red square " * 60]
@@ -170,7 +182,7 @@ def test_bad_files_say_what_is_wrong(tmp_path, processor):
     pq.write_table(pq.read_table(path).replace_schema_metadata({}), tmp_path / "unstamped.parquet")
     with pytest.raises(ValueError, match="does not say which image tokenizer.*seed tokenize"):
         open_file(tmp_path / "unstamped.parquet")
-    with pytest.raises(ValueError, match="expected captions, question, segments or messages"):
+    with pytest.raises(ValueError, match="expected captions, question, segments, messages or text"):
         open_file(write(tmp_path / "other.parquet", [{"codes": CODES[0]}]))
     with pytest.raises(ValueError, match="asks for question examples.*'question'"):
         dataset(processor, [open_file(path)], {"question": 1})
