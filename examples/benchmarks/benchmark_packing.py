@@ -34,8 +34,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=tuple(SHAPES), default="tiny")
     parser.add_argument(
-        "--capacity", type=int, nargs=2, default=[128, 512], help="tokens to a row: captions, documents"
+        "--capacity", type=int, nargs=2, default=[128, 1024], help="tokens to a row: captions, documents"
     )
+    parser.add_argument("--longest-document", type=int, default=512, help="tokens; a row should hold two such")
     parser.add_argument("--examples", type=int, nargs=2, default=[64, 16], help="per step: captions, documents")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -100,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     model = build(arguments)
     lengths = {
         "captions": caption_lengths(arguments.examples[0], rng),
-        "documents": document_lengths(arguments.examples[1], arguments.capacity[1], rng),
+        "documents": document_lengths(arguments.examples[1], arguments.longest_document, rng),
     }
     figures = {"arguments": {key: str(value) for key, value in vars(arguments).items()}, "data": {}}
     for (name, drawn), capacity in zip(lengths.items(), arguments.capacity):
