@@ -1,6 +1,9 @@
 """Both stages of the language model as a script: run, resume with the same loss curve, hand on, stop at NaN."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from run_example import EXAMPLES, run_script
 from safetensors.torch import load_file
 from test_training_stages import losses
@@ -83,6 +87,37 @@ def test_both_stages_run_resume_and_hand_on(work, seed_repository):
     prompt = processor.drawing_prompts(["a dog 3"])
     drawn = merged.generate(**prompt, generation_mode="image", do_sample=False)
     assert processor.image_codes(drawn).shape == (1, 32)
+
+
+def test_two_processes_train_as_one_does(work, seed_repository):
+    """With half of the examples each, two processes log the losses of one and end at its weights."""
+    recipe = yaml.safe_load((EXAMPLES / "recipes" / "language_stage2" / "smoke.yaml").read_text())
+    # Dropout is drawn by each process for itself.
+    recipe["lora"]["dropout"] = 0.0
+    text = AutoModelForCausalLM.from_pretrained(work / "text")
+    text.config.dropout = 0.0
+    text.save_pretrained(work / "text-without-dropout")
+    tiny_text_tokenizer().save_pretrained(work / "text-without-dropout")
+    found = {}
+    for processes in (1, 2):
+        folder = work / f"processes-{processes}"
+        folder.mkdir()
+        recipe["training"]["per_device_train_batch_size"] = 6 // processes
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        command = arguments(work, seed_repository, "language_stage2", work / "text-without-dropout", folder)
+        command[1] = folder / "recipe.yaml"
+        if processes == 1:
+            run_script("train_language.py", *command)
+        else:
+            launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+            script = EXAMPLES / "train_language.py"
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            subprocess.run([sys.executable, *launch, script, *command], env=environment, check=True, timeout=300)
+        found[processes] = losses(folder), load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert found[1][0].keys() == found[2][0].keys() and len(found[1][0]) == 4
+    assert all(found[2][0][step] == pytest.approx(loss, abs=2e-3) for step, loss in found[1][0].items())
+    for name, tensor in found[1][1].items():
+        torch.testing.assert_close(found[2][1][name], tensor, rtol=1e-2, atol=1e-4)
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(work, seed_repository, monkeypatch):
