@@ -202,6 +202,9 @@ class SeedForQuantization(SeedPreTrainedModel):
             1 .. num_codes (our choice, so that prefixes can be drawn; 0 in the released recipe).
         kmeans_initialization: puts the codebook on the data when training starts (our choice; off in the released
             recipe). Both are done by `initialize_from_embeddings`.
+        freeze_codes: keeps the encode layer, the position scales and the codebook as `initialize_from_embeddings` made
+            them and trains what follows them (our choice for short trainings, in which the gradient through the
+            quantiser spoils a good start; off in the released recipe). Codes are then known before the training.
         revival_interval: steps between revivals of codes that had no hit in that time; 0 never revives (released).
     """
 
@@ -212,6 +215,7 @@ class SeedForQuantization(SeedPreTrainedModel):
     pca_initialization = False
     prefix_probability = 0.0
     kmeans_initialization = False
+    freeze_codes = False
     revival_interval = 0
 
     def __init__(self, config: SeedConfig):
@@ -272,10 +276,11 @@ class SeedForQuantization(SeedPreTrainedModel):
             with torch.no_grad():
                 causal_embeddings = model.get_causal_embeddings(pixel_values, vision_features)
         causal_embeddings = causal_embeddings.to(self.dtype)
-        vectors = model.encode_causal_embeddings(causal_embeddings)
-        if self.training:
-            self._revive_codes(vectors.detach())
-        quantized = model.quantizer(vectors)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_codes):
+            vectors = model.encode_causal_embeddings(causal_embeddings)
+            if self.training:
+                self._revive_codes(vectors.detach())
+            quantized = model.quantizer(vectors)
         code_mask = self._sample_prefixes(quantized.codes) if self.training else None
 
         raised = model.decode_layer(quantized.quantized)

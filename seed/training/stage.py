@@ -180,10 +180,10 @@ class _Opener:
 @torch.no_grad()
 def first_embeddings(model: SeedModel, recipe: StageRecipe, collator, sources: list[PictureSource]) -> torch.Tensor:
     """
-    Causal embeddings of the run's first pictures, `(n, num_codes, hidden_size)`: 16 vectors for each code, and 1,024
+    Causal embeddings of the run's first pictures, `(n, num_codes, hidden_size)`: 32 vectors for each code, and 2,048
     pictures at least, as far as there are so many.
     """
-    wanted = max(1024, 16 * model.config.codebook_size // model.config.num_codes)
+    wanted = max(2048, 32 * model.config.codebook_size // model.config.num_codes)
     count = min(wanted, sum(len(source) for source in sources))
     dataset = RunDataset(sources, count, recipe.training.get("seed", 42))
     embeddings = []

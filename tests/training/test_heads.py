@@ -103,6 +103,18 @@ def test_stage_two_changes_nothing_of_stage_one(config):
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
+def test_frozen_codes_stay_as_they_are(config):
+    config.code_position_scales = True
+    head, inputs = stage_two(config, freeze_codes=True)
+    head.train()
+    head(**inputs).loss.backward()
+    for name, parameter in head.model.named_parameters():
+        if name.startswith(("encode_layer", "code_position_scales", "quantizer")):
+            assert parameter.grad is None, name
+        elif name.startswith(("decode_layer", "reconstruction_decoder", "generation", "reverse_qformer")):
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
 def test_cached_embeddings_give_the_same_stage_two_loss(config):
     head, inputs = stage_two(config)
     head.eval()
