@@ -26,7 +26,7 @@ def test_seed_tiny_scales_differs_from_seed_tiny_after_stage_one_only():
 
 def test_seed_tiny_scales_draws_with_seed_tinys_decoder():
     pipeline = SeedPipeline.from_pretrained(SCALES, dtype=torch.float32)
-    codes = pipeline.tokenize_images([str(PICTURES / name) for name in ("owl.png", "red-apple.png")])
+    codes = pipeline.tokenize_images([PICTURES / "owl.png", PICTURES / "red-apple.png"])
     assert codes.shape == (2, 32) and codes.max() >= 1024
     (image,) = pipeline(codes=codes[:1], num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images
     assert image.size == (64, 64)

@@ -34,3 +34,12 @@ def test_saved_settings_come_back(tmp_path):
     loaded = SeedImageProcessorPil.from_pretrained(tmp_path)
     assert (loaded.size["height"], loaded.size["width"]) == (160, 96) and list(loaded.image_mean) == [0.1, 0.2, 0.3]
     assert loaded(Image.new("RGB", (5, 5)), return_tensors="pt")["pixel_values"].shape == (1, 3, 160, 96)
+
+
+def test_paths_and_texts_open_the_same_pictures(tmp_path):
+    image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    path = tmp_path / "picture.png"
+    image.save(path)
+    expected = SeedImageProcessorPil()(image, return_tensors="np")["pixel_values"]
+    for given in (path, str(path), [path], [str(path)]):
+        np.testing.assert_array_equal(SeedImageProcessorPil()(given, return_tensors="np")["pixel_values"], expected)
