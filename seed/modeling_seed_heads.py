@@ -270,6 +270,9 @@ class SeedForQuantization(SeedPreTrainedModel):
         Args:
             text_features: `(batch, 77, generation_dim)`, Stable Diffusion's features of one fixed caption per image.
             pixel_values, vision_features, causal_embeddings: the image, or what was cached of it.
+
+        Raises:
+            ValueError: in training, both `freeze_codes` and `revival_interval` are set.
         """
         model = self.model
         if causal_embeddings is None:
@@ -336,6 +339,11 @@ class SeedForQuantization(SeedPreTrainedModel):
     @torch.no_grad()
     def _revive_codes(self, vectors: torch.Tensor) -> None:
         """Moves dead codes onto the data every `revival_interval` steps."""
+        if self.freeze_codes and self.revival_interval:
+            raise ValueError(
+                f"freeze_codes keeps the codebook as it is, but revival_interval={self.revival_interval} would move its "
+                "unused codes; set freeze_codes=False or revival_interval=0."
+            )
         step = int(self.training_steps)
         if not self.revival_interval or step == 0 or step % self.revival_interval:
             return

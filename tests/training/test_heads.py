@@ -115,6 +115,13 @@ def test_frozen_codes_stay_as_they_are(config):
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
+def test_frozen_codes_cannot_be_revived(config):
+    head, inputs = stage_two(config, freeze_codes=True, revival_interval=100)
+    head.train()
+    with pytest.raises(ValueError, match="revival_interval=100"):
+        head(**inputs)
+
+
 def test_cached_embeddings_give_the_same_stage_two_loss(config):
     head, inputs = stage_two(config)
     head.eval()
