@@ -341,8 +341,8 @@ class SeedForQuantization(SeedPreTrainedModel):
         """Moves dead codes onto the data every `revival_interval` steps."""
         if self.freeze_codes and self.revival_interval:
             raise ValueError(
-                f"freeze_codes keeps the codebook as it is, but revival_interval={self.revival_interval} would move its "
-                "unused codes; set freeze_codes=False or revival_interval=0."
+                f"freeze_codes keeps the codebook as it is, but revival_interval={self.revival_interval} would move "
+                "its unused codes; set freeze_codes=False or revival_interval=0."
             )
         step = int(self.training_steps)
         if not self.revival_interval or step == 0 or step % self.revival_interval:
