@@ -22,7 +22,7 @@ done
 seed evaluate vqa ${4:+--model "$4"} --data "$questions" --split easy_vqa_test \
     --train-data "$questions" --train-split easy_vqa_train --output "$output/vqa/easy_vqa_test"
 # Real pictures of a concept in all its styles: training, validation and test.
-seed evaluate draw ${4:+--model "$4"} --data "$emoji" --split test_style --also-real val_style --limit 300 \
+seed evaluate draw ${4:+--model "$4"} --data "$emoji" --split test_style --also-real val_style --limit 200 \
     --train-data "$emoji" --train-split train --judge-cache "$output/judge" --output "$output/draw/test_style"
 seed evaluate draw ${4:+--model "$4"} --data "$emoji" --split test_concept --also-real test_both \
     --train-data "$emoji" --train-split train --judge-cache "$output/judge" --output "$output/draw/test_concept"
