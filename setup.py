@@ -41,7 +41,7 @@ setup(
     install_requires=[
         "torch>=2.6,<2.14",
         "transformers>=5.17,<6",
-        "diffusers>=0.36",
+        "diffusers>=0.40",
         "huggingface_hub>=1.0",
         "safetensors>=0.5",
         "pillow>=10.1",

@@ -43,7 +43,7 @@ def main() -> None:
     arguments = parser.parse_args()
     dtype = getattr(torch, arguments.dtype)
 
-    decoder = StableDiffusionPipeline.from_pretrained(arguments.decoder, torch_dtype=dtype, safety_checker=None)
+    decoder = StableDiffusionPipeline.from_pretrained(arguments.decoder, dtype=dtype, safety_checker=None)
     image_tokenizer = SeedModel.from_pretrained(arguments.image_tokenizer, dtype=dtype)
     pipeline = SeedPipeline(
         image_tokenizer=image_tokenizer,

@@ -102,7 +102,7 @@ def encode_latents(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
 def train_decoder(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Path, resume: bool) -> None:
     """Trains the decoder of `OUTPUT/vae` on with its encoder frozen, so that `unet` can train at the same time."""
     stage = recipe.decoder
-    vae = AutoencoderKL.from_pretrained(output / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(output / "vae", dtype=torch.float32)
     mean, std = encode_latents(vae, train.images)
 
     def loss_terms(rows: Tensor) -> dict[str, Tensor]:
@@ -196,7 +196,7 @@ def train_unet(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
     The decoder is read again at every export, since its stage may run beside this one.
     """
     stage = recipe.unet
-    vae = AutoencoderKL.from_pretrained(output / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(output / "vae", dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(output / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(output / "text_encoder", dtype=torch.float32).eval()
     scheduler = DDIMScheduler(**stage.scheduler)

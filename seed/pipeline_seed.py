@@ -522,9 +522,7 @@ def _load_complete(model_class, folder: Path, dtype: torch.dtype):
     if not folder.is_dir():
         raise FileNotFoundError(f"The decoder has no folder {str(folder)!r}: download or copy it again.")
     try:
-        model, info = model_class.from_pretrained(
-            folder, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
+        model, info = model_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
     except OSError as error:
         raise OSError(f"{error} The decoder is incomplete or damaged: download or copy it again.") from error
     missing = sorted(info["missing_keys"])

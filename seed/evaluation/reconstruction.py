@@ -61,7 +61,7 @@ class Drawer:
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
-            torch_dtype=torch.float32,
+            dtype=torch.float32,
         ).to(device)
         for pipeline in (self.pipeline, self.stable_diffusion):
             pipeline.set_progress_bar_config(disable=True)
