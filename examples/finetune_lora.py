@@ -21,6 +21,7 @@ from seed.data.augmentation import augment
 from seed.data.codes import CodesMetadata
 from seed.data.image_text import SkipReport, iter_valid, load_image_text
 from seed.data.tokenization import load_image_tokenizer
+from seed.evaluation.sheets import plain_letters
 from seed.language_tasks import draw_prompts
 from seed.pipeline_seed import load_language_model
 from seed.training.language_examples import LanguageFile, load_language_recipe, write_views
@@ -120,7 +121,7 @@ def before_after(images, prompts, before, after) -> Image.Image:
         for row, (picture, text) in enumerate(zip(pictures, words)):
             top = LINE + MARGIN + row * height
             sheet.paste(picture.convert("RGB").resize((CELL, CELL)), (left, top))
-            draw.text((left, top + CELL), text[:36], fill="#555555", font=font)
+            draw.text((left, top + CELL), plain_letters(text)[:36], fill="#555555", font=font)
     return sheet
 
 

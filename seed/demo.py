@@ -12,6 +12,7 @@ from .data.images import load_image
 from .data.tokenization import load_image_tokenizer
 from .evaluation.image_tokenizer import EvaluatedTokenizer
 from .evaluation.language_model import EvaluatedLanguageModel
+from .evaluation.sheets import plain_letters
 from .language_tasks import draw_prompts, has_language_model
 from .pipeline_seed import SeedPipeline, resolve_image_tokenizer
 
@@ -183,6 +184,7 @@ def _fit(image: Image.Image) -> Image.Image:
 
 
 def _centre(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, font, fill: str) -> None:
+    text = plain_letters(text)
     while draw.textlength(text, font) > CELL and len(text) > 4:
         text = text.rstrip("…”")[:-1].rstrip() + "…"
     draw.text((left + (CELL - draw.textlength(text, font)) / 2, top), text, fill=fill, font=font)

@@ -1,6 +1,7 @@
 """Contact sheets: many small pictures with words under each, to be looked at."""
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ def draw_sheet(cells: Sequence[SheetCell], columns: int = COLUMNS) -> Image.Imag
         sheet.paste(picture, (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2))
         lines = [(text, "black") for text in _two_lines(cell.title, draw, font)] + [(cell.note, "#777777")]
         for line, (text, color) in enumerate(lines):
-            text = _shorten(text, draw, font)
+            text = _shorten(plain_letters(text), draw, font)
             draw.text((left + (CELL - draw.textlength(text, font)) / 2, top + CELL + line * LINE), text, color, font)
     return sheet
 
@@ -56,6 +57,11 @@ def save_sheet(cells: Sequence[SheetCell], path: Path) -> None:
     few_colors = draw_sheet(cells).quantize(256, dither=Image.Dither.NONE)
     few_colors.save(temporary, "PNG", optimize=True)
     os.replace(temporary, path)
+
+
+def plain_letters(text: str) -> str:
+    """Letters without their accents, for Pillow's own font, which has none: it would draw boxes in their place."""
+    return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
 
 
 def _fit(image: Image.Image) -> Image.Image:
@@ -80,4 +86,4 @@ def _shorten(text: str, draw: ImageDraw.ImageDraw, font) -> str:
     return text
 
 
-__all__ = ["SheetCell", "draw_sheet", "save_sheet", "sheet_rows"]
+__all__ = ["SheetCell", "draw_sheet", "plain_letters", "save_sheet", "sheet_rows"]

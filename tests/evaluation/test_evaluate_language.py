@@ -253,6 +253,13 @@ def test_sheets_show_what_the_seed_says():
     assert sheet.width < 5 * CELL and sheet.height > 3 * CELL
 
 
+def test_sheets_write_accented_letters_without_their_accents():
+    cell = Image.new("RGB", (CELL, CELL), "red")
+    drawn, boxes = (draw_sheet([SheetCell(cell, title, "")]) for title in ("São Tomé", "S\uffffo Tom\uffff"))
+    assert drawn.tobytes() == draw_sheet([SheetCell(cell, "Sao Tome", "")]).tobytes()
+    assert drawn.tobytes() != boxes.tobytes()
+
+
 def test_choices_and_controls():
     assert choose(5, None, 0).tolist() == choose(5, 9, 0).tolist() == [0, 1, 2, 3, 4]
     assert len(set(choose(50, 7, 0).tolist())) == 7
