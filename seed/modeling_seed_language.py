@@ -5,6 +5,8 @@ The text model's embedding and head stay as they are, bit for bit; what is new a
 embeddings and the visual head (DESIGN: so LoRA saves them whole, and ties between the text tables are never touched).
 """
 
+import weakref
+
 import torch
 from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
@@ -41,6 +43,33 @@ class SeedVisualEmbeddings(nn.Module):
         return torch.where((visual_ids < 2)[..., None], delimiters, projected)
 
 
+class SeedInputEmbeddings(nn.Embedding):
+    """
+    The text model's embedding, same weight and name, which takes ids of visual tokens too: transformers and peft embed
+    whatever a prompt holds by `get_input_embeddings()`.
+
+    Args:
+        words: the text model's own.
+        first_visual_id: id of `<img>`, with which the visual tokens begin.
+    """
+
+    # Whose visual embeddings they are; `get_input_embeddings` says so. Not a module of this one, nor copied with it.
+    model: weakref.ref | None = None
+
+    def __init__(self, words: nn.Embedding, first_visual_id: int):
+        super().__init__(*words.weight.shape, padding_idx=words.padding_idx, _weight=words.weight)
+        self.weight = words.weight  # the very parameter, to which the head may be tied
+        self.first_visual_id = first_visual_id
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"model": None}
+
+    def forward(self, input_ids: torch.LongTensor, words_only: bool = False) -> torch.Tensor:
+        """`(...)` -> `(..., dim)`; with `words_only` visual tokens get the row of token 0."""
+        words = super().forward(input_ids.masked_fill(input_ids >= self.first_visual_id, 0))
+        return words if words_only else self.model()._put_visual_embeddings(input_ids, words)
+
+
 class SeedLanguageModelMixin:
     """
     Put before a `...ForCausalLM` class of transformers, whose text embedding and head it extends by visual tokens.
@@ -61,8 +90,9 @@ class SeedLanguageModelMixin:
             super().__init__(config)
         finally:
             config.vocab_size = total
-        dim = self.get_input_embeddings().embedding_dim
-        self.visual_embeddings = SeedVisualEmbeddings(config, dim)
+        words = self.get_input_embeddings()
+        self.set_input_embeddings(SeedInputEmbeddings(words, config.boi_token_id))
+        self.visual_embeddings = SeedVisualEmbeddings(config, words.embedding_dim)
         self.visual_head = nn.Linear(self.lm_head.in_features, 2 + config.codebook_size, bias=False)
         self.post_init()
 
@@ -74,13 +104,26 @@ class SeedLanguageModelMixin:
 
     # Words and visual tokens in and out ------------------------------------------------------------------------------
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Embeds words and visual tokens, as `embed_ids` does; its weight has the words' rows."""
+        embeddings = super().get_input_embeddings()
+        if isinstance(embeddings, SeedInputEmbeddings):
+            embeddings.model = weakref.ref(self)
+        return embeddings
+
     def embed_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:
         """Embeddings of words and visual tokens, `(batch, length)` -> `(batch, length, dim)`."""
+        embeddings = self.get_input_embeddings()
+        if isinstance(embeddings, SeedInputEmbeddings):
+            words = embeddings(input_ids, words_only=True)
+        else:  # wrapped by peft, or replaced
+            words = embeddings(input_ids.masked_fill(input_ids >= self.config.boi_token_id, 0))
+        return self._put_visual_embeddings(input_ids, words)
+
+    def _put_visual_embeddings(self, input_ids: torch.LongTensor, words: torch.Tensor) -> torch.Tensor:
         first = self.config.boi_token_id
-        visual = input_ids >= first
-        words = self.get_input_embeddings()(input_ids.masked_fill(visual, 0))
         images = self.visual_embeddings((input_ids - first).clamp(min=0))
-        return torch.where(visual[..., None], images.to(words), words)
+        return torch.where((input_ids >= first)[..., None], images.to(words), words)
 
     def compute_logits(self, hidden_states: torch.Tensor, generation_mode: str | None = None) -> torch.Tensor:
         """
@@ -430,4 +473,4 @@ def _share_tensors(source: nn.Module, target: nn.Module, skip: tuple[str, ...] =
         (module._parameters if leaf in module._parameters else module._buffers)[leaf] = tensor
 
 
-__all__ = ["VISUAL_MODULES", "SeedLanguageModelMixin", "SeedVisualEmbeddings"]
+__all__ = ["VISUAL_MODULES", "SeedInputEmbeddings", "SeedLanguageModelMixin", "SeedVisualEmbeddings"]

@@ -1,5 +1,8 @@
 """SEED-OPT and SEED-Llama against their text models, naive loops and plain cross-entropy."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from tiny_models import make_tiny_seed_config
@@ -116,6 +119,23 @@ class TestExtension:
         assert torch.equal(embedded[0], model.model.decoder.embed_tokens.weight[5])
         assert torch.equal(embedded[1:3], embeddings.delimiters.weight)
         assert model.config.image_tokenizer_hash == seed_model.codes_hash()
+
+    def test_input_embeddings_take_visual_tokens_and_follow_copies(self, model):
+        ids = torch.tensor([[5, BOI, EOI, FIRST_CODE + 7]])
+        expected = model.embed_ids(ids)
+        assert torch.equal(model.get_input_embeddings()(ids), expected)
+        assert torch.equal(model.model.decoder.embed_tokens(ids), expected), "by the decoder's own hand, too"
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        with torch.no_grad():
+            model.visual_embeddings.projection.bias += 1
+        moved = model.get_input_embeddings()(ids)
+        assert torch.equal(moved, model.embed_ids(ids)) and not torch.equal(moved, expected)
+        for copied in copies:
+            assert torch.equal(copied.get_input_embeddings()(ids), expected)
+        replaced = torch.nn.Embedding(*model.get_input_embeddings().weight.shape)
+        model.set_input_embeddings(replaced)
+        assert model.get_input_embeddings() is replaced
+        assert torch.equal(model.embed_ids(ids)[:, 0], replaced.weight[5:6])
 
     def test_save_and_reload(self, pair, tmp_path):
         _, model = pair
