@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import Blip2VisionConfig
+from transformers import AutoTokenizer, Blip2VisionConfig
 
 from ..configuration_seed import SeedConfig
 from ..image_processing_seed import SeedImageProcessorPil
@@ -293,6 +293,7 @@ def convert_seed1(
     decoder_heads: int = 12,
     vision_layers: int | None = None,
     dtype: torch.dtype = torch.float32,
+    text_tokenizer: str | os.PathLike | None = None,
     overwrite: bool = False,
 ) -> SeedConfig:
     """
@@ -308,6 +309,8 @@ def convert_seed1(
         vision_heads, qformer_heads, decoder_heads: attention heads of the ViT, both Q-Formers, both code decoders.
         vision_layers: ViT blocks to use. Default: all, but 39 of 40, as BLIP-2 and SEED use EVA ViT-g.
         dtype: of the written weights; float32 holds the released half-precision ViT exactly.
+        text_tokenizer: folder or Hub id of the text branch's tokenizer, bert-base-uncased, to be saved with it;
+            BLIP-2's extra token `[DEC]` is added where it is missing. Only retrieval reads texts.
         overwrite: replace an existing `output`.
 
     Returns:
@@ -315,7 +318,8 @@ def convert_seed1(
 
     Raises:
         FileNotFoundError, FileExistsError: an input is missing, or `output` exists.
-        ValueError: a file cannot be read, or the tensors do not make up the model; the error lists them by name.
+        ValueError: a file cannot be read, or the tensors do not make up the model; the error lists them by name. A
+            text tokenizer of another vocabulary, or for no text branch.
     """
     if Path(output).exists() and not overwrite:
         raise FileExistsError(f"{str(output)!r} exists already; choose another output or pass --overwrite.")
@@ -324,6 +328,7 @@ def convert_seed1(
     with torch.device("meta"):
         targets = SeedModel(config).state_dict()
     _check(checkpoint, targets)
+    tokenizer = _text_tokenizer(text_tokenizer, config) if text_tokenizer is not None else None
     config.architectures = ["SeedModel"]
     config.dtype = dtype
     image_size = config.vision_config.image_size
@@ -331,8 +336,27 @@ def convert_seed1(
         write_safetensors(folder, targets, checkpoint.build, dtype)
         config.save_pretrained(folder)
         SeedImageProcessorPil(size={"height": image_size, "width": image_size}).save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(_card(checkpoint, [vit, causal_qformer, seed_tokenizer]))
     return config
+
+
+def _text_tokenizer(name: str | os.PathLike, config: SeedConfig):
+    if not config.use_text_branch:
+        raise ValueError(
+            f"The files hold no text parts, so the text tokenizer {str(name)!r} has nothing to read for; leave it out."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    if "[DEC]" not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    rows = config.qformer_config.vocab_size
+    if len(tokenizer) != rows:
+        raise ValueError(
+            f"The text tokenizer {str(name)!r} has {len(tokenizer)} entries with [DEC], the text branch {rows} rows. "
+            "SEED-1 was trained with bert-base-uncased."
+        )
+    return tokenizer
 
 
 def _check(checkpoint: Seed1Checkpoint, targets: dict[str, torch.Tensor]) -> None:
@@ -421,6 +445,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the written weights"
     )
+    parser.add_argument(
+        "--text-tokenizer", help="bert-base-uncased, folder or Hub id, to be saved with it; only retrieval needs it"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
 
 
@@ -435,6 +462,7 @@ def main(args: argparse.Namespace) -> int:
         decoder_heads=args.decoder_heads,
         vision_layers=args.vision_layers,
         dtype=getattr(torch, args.dtype),
+        text_tokenizer=args.text_tokenizer,
         overwrite=args.overwrite,
     )
     print(

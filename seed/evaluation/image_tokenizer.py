@@ -107,7 +107,8 @@ def _load_text_tokenizer(folder: Path):
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{folder} has no text tokenizer, which retrieval needs. Save the one of its text branch there; for the "
-            "released SEED and for BLIP-2 that is bert-base-uncased with the added token [DEC]."
+            "released SEED and for BLIP-2 that is bert-base-uncased with the added token [DEC] (`seed convert seed1 "
+            "--text-tokenizer`)."
         ) from error
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from reference_seed1 import ReferenceSeed1
 from safetensors import safe_open
-from transformers import Blip2VisionModel
+from transformers import AutoTokenizer, BertTokenizer, Blip2VisionModel
 
 from seed.configuration_seed import SeedConfig
 from seed.conversion import checkpoint_files, seed1
@@ -247,6 +247,29 @@ def test_pickled_code_is_refused(files, tmp_path):
     torch.save({"model": argparse.Namespace(a=1)}, tmp_path / "code.pth")
     with pytest.raises(ValueError, match="never executed"):
         convert_seed1(**files | {"vit": tmp_path / "code.pth"}, output=tmp_path / "out", **HEADS)
+
+
+def bert_tokenizer(folder, words: int):
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{n}" for n in range(words - 5))]
+    BertTokenizer(vocab={word: number for number, word in enumerate(vocabulary)}).save_pretrained(folder)
+    return folder
+
+
+def test_the_text_tokenizer_is_saved_with_its_dec_token(files, reference, tmp_path):
+    rows = reference.Qformer.bert.embeddings.word_embeddings.num_embeddings
+    tokenizer, output = bert_tokenizer(tmp_path / "bert", rows - 1), tmp_path / "out"
+    config = convert_seed1(**files, output=output, text_tokenizer=tokenizer, **HEADS)
+    saved = AutoTokenizer.from_pretrained(output)
+    assert len(saved) == config.qformer_config.vocab_size == rows
+    assert saved("word3 [DEC]")["input_ids"] == [2, 8, rows - 1, 3]
+    # One that has it already stays as it is; another vocabulary is refused before anything is written.
+    convert_seed1(**files, output=tmp_path / "again", text_tokenizer=output, **HEADS)
+    assert AutoTokenizer.from_pretrained(tmp_path / "again").get_vocab() == saved.get_vocab()
+    with pytest.raises(ValueError, match=f"{rows - 2} entries.*{rows} rows"):
+        convert_seed1(
+            **files, output=tmp_path / "no", text_tokenizer=bert_tokenizer(tmp_path / "small", rows - 3), **HEADS
+        )
+    assert not (tmp_path / "no").exists()
 
 
 def test_existing_output_is_kept_unless_overwritten(files, converted, tmp_path):
