@@ -408,9 +408,9 @@ class SeedModel(SeedPreTrainedModel):
         Starts the layers around the codebook on the principal components of causal embeddings (our choice): the encode
         layer projects onto the first `code_dim`, the decode layer goes back, both in the linear part of their tanh.
 
-        With `code_position_scales`, each position starts on two of the components (`_spread_components`), the strong
-        ones before the weak ones, and the components are brought nearer to one size (by the root of their standard
-        deviation), so that the codes are the factors of a product: together they say what one code cannot.
+        With `code_position_scales`, each position starts with weights of its own for the components
+        (`_start_position_scales`), which are brought nearer to one size (by the root of their standard deviation), so
+        that the codes are the factors of a product: together they say what one code cannot.
 
         Args:
             causal_embeddings: `(n, num_codes, hidden_size)`; some thousand rows in all are enough.
@@ -431,7 +431,7 @@ class SeedModel(SeedPreTrainedModel):
         scales = variances.new_full((code_dim,), scale)
         if self.config.code_position_scales:
             scales *= (variances.mean() / variances.clamp(min=1e-6 * float(variances[0]))) ** 0.25
-            self.code_position_scales.copy_(_spread_components(self.config.num_codes, code_dim))
+            self.code_position_scales.copy_(_start_position_scales(self.config.num_codes, code_dim))
         small = 0.1  # tanh(0.1 x) is 0.1 x within a percent or so, for embeddings of about unit scale
         encode, decode = self.encode_layer, self.decode_layer
         encode[0].weight.copy_(small * torch.eye(width))
@@ -485,16 +485,25 @@ class SeedModel(SeedPreTrainedModel):
             raise ValueError("This model was loaded without its text branch; load it with use_text_branch=True.")
 
 
-def _spread_components(num_codes: int, code_dim: int) -> torch.Tensor:
+def _start_position_scales(num_codes: int, code_dim: int) -> torch.Tensor:
     """
-    Which two components each position starts on, `(num_codes, code_dim)` of 0 and 1: (0, 1), (2, 3), ... until all are
-    covered, then again in other pairs, for other rounding errors: (1, 4), (3, 6), ...
+    How the positions' views of the components differ at the start, `(num_codes, code_dim)` (our choice).
+
+    The first half of the positions sees all components, the first of them evenly, the others by weights that are drawn
+    at random and differ the more the later they come: each code is a rough word for the whole, cut out otherwise. The
+    second half sees four components each, in order, and says in detail what is left.
     """
+    words = (num_codes + 1) // 2
+    spread = 0.7 * (torch.arange(words) / max(1, words - 1)).sqrt()
     scales = torch.zeros(num_codes, code_dim)
-    for position in range(num_codes):
-        turn, pair = divmod(position, -(-code_dim // 2))
-        scales[position, (2 * pair + turn) % code_dim] = 1
-        scales[position, (2 * pair + 1 + 3 * turn) % code_dim] = 1
+    generator = torch.Generator().manual_seed(0)
+    scales[:words] = torch.exp(spread[:, None] * torch.randn(words, code_dim, generator=generator))
+    for number in range(num_codes - words):
+        # Another turn through the components starts three later, for other groups and other rounding errors.
+        first = 4 * number + 3 * (4 * number // code_dim)
+        scales[words + number, torch.arange(first, first + min(4, code_dim)) % code_dim] = 1
+    scales /= scales.square().mean(dim=1, keepdim=True).sqrt()
+    scales[words:] *= 0.6  # smaller vectors take fewer codes of the codebook that all positions share
     return scales
 
 

@@ -185,16 +185,26 @@ def test_position_scales_let_equal_embeddings_have_codes_that_say_more(config):
     assert kept[True] > kept[False] + 0.1
 
 
-def test_every_position_starts_on_two_components_and_all_are_covered(config):
-    from seed.modeling_seed import _spread_components
+def test_positions_start_with_views_of_their_own_that_cover_all_components(config):
+    from seed.modeling_seed import _start_position_scales
 
-    for num_codes, code_dim in ((32, 32), (8, 4), (5, 7)):
-        scales = _spread_components(num_codes, code_dim)
-        assert set(scales.sum(1).tolist()) == {2.0}
-        if num_codes * 2 >= code_dim + 1:
-            assert scales.sum(0).min() >= 1
-    pairs = [tuple(row.nonzero().flatten().tolist()) for row in _spread_components(32, 32)]
-    assert pairs[:3] == [(0, 1), (2, 3), (4, 5)] and len(set(pairs)) == 32
+    for num_codes, code_dim in ((32, 32), (8, 4), (5, 7), (1, 3)):
+        scales = _start_position_scales(num_codes, code_dim)
+        words = (num_codes + 1) // 2
+        assert torch.allclose(scales[0], torch.ones(code_dim)), "the first code sees the whole"
+        assert (scales[:words] > 0).all() and len(scales[:words].unique(dim=0)) == words
+        assert set((scales[words:] > 0).sum(1).tolist()) <= {min(4, code_dim)}
+        size = scales.square().mean(dim=1).sqrt()
+        assert torch.allclose(size, torch.where(torch.arange(num_codes) < words, 1.0, 0.6))
+    details = [tuple(row.nonzero().flatten().tolist()) for row in scales_of_details()]
+    assert details[:2] == [(0, 1, 2, 3), (4, 5, 6, 7)] and len(set(details)) == 16
+    assert sorted(component for group in details for component in group) == sorted([*range(32)] * 2)
+
+
+def scales_of_details() -> torch.Tensor:
+    from seed.modeling_seed import _start_position_scales
+
+    return _start_position_scales(32, 32)[16:]
 
 
 def test_codes_hash_knows_position_scales(config):
