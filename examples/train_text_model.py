@@ -1,14 +1,9 @@
-"""Train a tiny OPT on text: the language model that seed-tiny is made from.
+"""Train a tiny OPT from scratch on text: the language model that seed-tiny is made from.
 
     python examples/build_text.py --captions data/emoji64/train.parquet --captions data/emoji64/icons.parquet \
         --output data/text
     python examples/train_text_model.py --recipe examples/recipes/text_model/tiny.yaml \
-        --data data/text/train.parquet --output runs/text_model_first
-    python examples/train_text_model.py --recipe examples/recipes/text_model/tiny_second.yaml \
-        --init runs/text_model_first --data data/text/train.parquet --output runs/text_model
-
-The first part makes a model that writes, the second lets it read words that stand before a document, as a language
-model of SEED reads the codes before a caption.
+        --data data/text/train.parquet --output runs/text_model
 
 Run it again with the same arguments to resume. The output folder holds the model and its tokenizer, for
 `AutoModelForCausalLM` and `AutoTokenizer`. `seed evaluate text` gives its perplexity on held-out text.
@@ -24,48 +19,33 @@ import torch
 from transformers import AutoTokenizer, OPTForCausalLM, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from seed.training.packing import PackingCollator
 from seed.training.text_model import (
     TextBlocks,
     TextModelRecipe,
-    WordBags,
-    check_block_length,
     load_text_model_recipe,
     read_mixture,
     text_model_config,
     train_byte_level_tokenizer,
 )
-from seed.training.trainer import RunTrainer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="YAML file, see examples/recipes/text_model")
     parser.add_argument("--data", required=True, help="Parquet file with the columns text and source")
-    parser.add_argument("--init", help="folder or Hub id of an OPT to go on from")
     parser.add_argument("--output", required=True, type=Path, help="folder for the model and its checkpoints")
     parser.add_argument("--max-steps", type=int, help="length of the run, instead of the recipe's epochs")
     args = parser.parse_args()
 
     recipe = load_text_model_recipe(args.recipe)
-    if (args.init is None) != (recipe.vocab_size is not None):
-        parser.error("a new model needs vocab_size in its recipe; one that goes on needs --init, and no vocab_size")
     seed = recipe.training.get("seed", 42)
     texts = read_mixture(args.data, recipe.weights, seed)
+    tokenizer = open_tokenizer(args.output / "text_tokenizer", texts, recipe.vocab_size)
+    blocks = TextBlocks(texts, tokenizer, recipe.block_length)
+    print(f"{len(texts)} documents, {blocks.blocks.size} tokens in {len(blocks)} blocks")
     set_seed(seed)
-    if args.init is None:
-        tokenizer = open_tokenizer(args.output / "text_tokenizer", texts, recipe.vocab_size)
-        model = OPTForCausalLM(text_model_config(recipe, tokenizer))
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(args.init)
-        model = OPTForCausalLM.from_pretrained(args.init, dtype=torch.float32)
-        check_block_length(recipe, model.config)
-    if recipe.bag_length:
-        examples = WordBags(texts, tokenizer, recipe.bag_length, recipe.block_length, seed)
-    else:
-        examples = TextBlocks(texts, tokenizer, recipe.block_length)
-    print(f"{len(texts)} documents, {len(examples)} {'examples' if recipe.bag_length else 'blocks'}")
-    train(model, tokenizer, examples, recipe, args.output / "checkpoints", args.max_steps)
+    model = OPTForCausalLM(text_model_config(recipe, tokenizer))
+    train(model, blocks, recipe, args.output / "checkpoints", args.max_steps)
     save(model, tokenizer, args)
 
 
@@ -79,23 +59,17 @@ def open_tokenizer(folder: Path, texts: list[str], vocab_size: int):
     return AutoTokenizer.from_pretrained(folder)
 
 
-def train(model, tokenizer, examples, recipe: TextModelRecipe, checkpoints: Path, max_steps: int | None) -> None:
+def train(model, blocks: TextBlocks, recipe: TextModelRecipe, checkpoints: Path, max_steps: int | None) -> None:
     """Resumes from the last checkpoint, if there is one."""
     # Trainer wants to be told before it computes in bfloat16 on a CPU.
     training = {"use_cpu": not torch.cuda.is_available()} | recipe.training
     options = TrainingArguments(output_dir=str(checkpoints), max_steps=1, **training)
     batch = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
-    options.max_steps = max_steps or math.ceil(recipe.epochs * len(examples) / batch)
+    options.max_steps = max_steps or math.ceil(recipe.epochs * len(blocks) / batch)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{parameters / 1e6:.2f}M parameters, {options.max_steps} steps of {batch}")
+    print(f"{parameters / 1e6:.2f}M parameters, {options.max_steps} steps of {batch} blocks")
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    if recipe.bag_length:
-        examples.examples = options.max_steps * batch
-        collator = PackingCollator(tokenizer.pad_token_id, recipe.block_length)
-        trainer = RunTrainer(model=model, args=options, train_dataset=examples, data_collator=collator)
-    else:
-        trainer = Trainer(model=model, args=options, train_dataset=examples)
-    trainer.train(resume_from_checkpoint=last)
+    Trainer(model=model, args=options, train_dataset=blocks).train(resume_from_checkpoint=last)
 
 
 def save(model, tokenizer, args: argparse.Namespace) -> None:

@@ -107,8 +107,9 @@ class SeedLanguageModelMixin:
     def get_input_embeddings(self) -> nn.Module:
         """Embeds words and visual tokens, as `embed_ids` does; its weight has the words' rows."""
         embeddings = super().get_input_embeddings()
-        if isinstance(embeddings, SeedInputEmbeddings):
-            embeddings.model = weakref.ref(self)
+        for module in embeddings.modules():  # itself, or the copies in a wrapper of peft
+            if isinstance(module, SeedInputEmbeddings):
+                module.model = weakref.ref(self)
         return embeddings
 
     def embed_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:

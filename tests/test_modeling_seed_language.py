@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tiny_models import make_tiny_seed_config
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LogitsProcessor, OPTConfig, OPTForCausalLM
 
@@ -132,6 +133,11 @@ class TestExtension:
         assert torch.equal(moved, model.embed_ids(ids)) and not torch.equal(moved, expected)
         for copied in copies:
             assert torch.equal(copied.get_input_embeddings()(ids), expected)
+        wrapped = get_peft_model(
+            copy.deepcopy(model), LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+        )
+        assert torch.equal(wrapped.get_base_model().get_input_embeddings()(ids), moved)
+        assert torch.equal(wrapped.get_base_model().embed_ids(ids), moved)
         replaced = torch.nn.Embedding(*model.get_input_embeddings().weight.shape)
         model.set_input_embeddings(replaced)
         assert model.get_input_embeddings() is replaced

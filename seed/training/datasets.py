@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -143,9 +142,3 @@ def collate_images(examples: list[dict], image_processor) -> dict[str, torch.Ten
         if name in examples[0]:
             return {name: torch.stack([example[name] for example in examples]).float()}
     return dict(image_processor([example["image"] for example in examples], return_tensors="pt"))
-
-
-@lru_cache(maxsize=8)
-def permutation(length: int, *key: int) -> np.ndarray:
-    """The order of `length` things that a key of integers stands for, the same in every run."""
-    return np.random.default_rng(key).permutation(length)

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from ..data.codes import CodesMetadata, codes_schema, read_codes, read_metadata
-from .datasets import permutation
 from .recipes import build_recipe, check_recipe_keys
 
 logger = logging.getLogger(__name__)
@@ -271,7 +271,7 @@ class LanguageDataset(Dataset):
     def __getitem__(self, position: int) -> dict:
         """`{"input_ids": list[int], "labels": list[int], "name": str}`."""
         epoch, place = divmod(position, self.epoch_length)
-        slot = int(permutation(self.epoch_length, self.seed, 0, epoch)[place])
+        slot = int(_permutation(self.epoch_length, self.seed, 0, epoch)[place])
         which = int(np.searchsorted(self.slots, slot, side="right")) - 1
         task, count = self.tasks[which], int(self.slots[which + 1] - self.slots[which])
         turn = epoch * count + slot - int(self.slots[which])
@@ -293,7 +293,7 @@ class LanguageDataset(Dataset):
         """The task's example number `turn` of the whole run."""
         offsets = self.offsets[task]
         rows = int(offsets[-1])
-        number = int(permutation(rows, self.seed, 2 + which, turn // rows)[turn % rows])
+        number = int(_permutation(rows, self.seed, 2 + which, turn // rows)[turn % rows])
         file = int(np.searchsorted(offsets, number, side="right")) - 1
         example = self.files[task][file].example(self.processor, task, number - int(offsets[file]), rng, self.recipe)
         if task == "text":  # prose goes on beyond any row; its beginning is as good as the rest
@@ -394,6 +394,11 @@ def _segment(segment) -> str | list[int]:
     if (text is None) == (codes is None):
         raise ValueError(f"The segment {segment} has not exactly one of text and codes.")
     return codes if text is None else text
+
+
+@lru_cache(maxsize=8)
+def _permutation(length: int, *key: int) -> np.ndarray:
+    return np.random.default_rng(key).permutation(length)
 
 
 __all__ = [

@@ -16,8 +16,6 @@ import yaml
 from torch.utils.data import Dataset
 from transformers import GPT2Tokenizer, OPTConfig, PreTrainedTokenizerBase, TrainingArguments
 
-from .datasets import permutation
-from .packing import IGNORED
 from .recipes import build_recipe, check_recipe_keys
 
 TOKENIZER_BATCH = 4096  # documents tokenized at once
@@ -27,22 +25,20 @@ TOKENIZER_BATCH = 4096  # documents tokenized at once
 class TextModelRecipe:
     """
     Args:
+        vocab_size: of the tokenizer, `</s>` and `<pad>` included.
         block_length: tokens to a training sequence. At most the model's positions; positions beyond it stay untrained.
         epochs: passes over the mixture.
-        training: keyword arguments of transformers' `TrainingArguments`.
-        vocab_size: of a new model's tokenizer, `</s>` and `<pad>` included.
-        model: overrides of `OPTConfig`, for a new model.
         weights: how often a document of a source comes per epoch (1 where not named; 0.5: every second one).
-        bag_length: words before each document, see [`WordBags`]; 0 trains on [`TextBlocks`].
+        model: overrides of `OPTConfig`.
+        training: keyword arguments of transformers' `TrainingArguments`.
     """
 
+    vocab_size: int
     block_length: int
     epochs: float
     training: dict[str, Any]
-    vocab_size: int | None = None
-    model: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
-    bag_length: int = 0
+    model: dict[str, Any] = field(default_factory=dict)
 
 
 def load_text_model_recipe(path: str | Path) -> TextModelRecipe:
@@ -57,21 +53,13 @@ def load_text_model_recipe(path: str | Path) -> TextModelRecipe:
     recipe = build_recipe(TextModelRecipe, values, str(path))
     check_recipe_keys(recipe.model, OPTConfig, f"{path}: model")
     check_recipe_keys(recipe.training, TrainingArguments, f"{path}: training")
-    if recipe.vocab_size is not None:
-        check_block_length(recipe, OPTConfig(**recipe.model))
-    return recipe
-
-
-def check_block_length(recipe: TextModelRecipe, config: OPTConfig) -> None:
-    """
-    Raises:
-        ValueError: blocks are longer than the model's positions.
-    """
-    if recipe.block_length > config.max_position_embeddings:
+    positions = OPTConfig(**recipe.model).max_position_embeddings
+    if recipe.block_length > positions:
         raise ValueError(
-            f"block_length is {recipe.block_length}, but the model has {config.max_position_embeddings} positions; "
+            f"{path}: block_length is {recipe.block_length}, but the model has {positions} positions; "
             "make the blocks shorter or raise max_position_embeddings."
         )
+    return recipe
 
 
 def read_mixture(path: str | Path, weights: Mapping[str, float], seed: int = 0) -> list[str]:
@@ -165,68 +153,6 @@ class TextBlocks(Dataset):
         return {"input_ids": block, "labels": block}
 
 
-class WordBags(Dataset):
-    """
-    Documents, each after a bag of words: tokens of its own in any order among tokens of others, as an image's codes
-    stand before its caption. To write the document the model has to read what stands before `</s>`, which plain text
-    never asks of it (our choice). The loss is on the document alone.
-
-    What stands at a position depends on the seed and the position only. Of a bag 0.2 to 0.9 are the document's own,
-    rare tokens more often than common ones (by the root of their frequency). Every fifth document comes without a bag,
-    so that the model keeps its prose. What does not fit is cut off.
-
-    Args:
-        texts: the documents; every epoch takes them in another order.
-        tokenizer: puts `</s>` before each.
-        bag_length: tokens to a bag.
-        max_length: tokens to an example.
-        seed: of the order and of all draws.
-
-    Raises:
-        ValueError: a bag leaves no room for the document.
-    """
-
-    def __init__(
-        self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, bag_length: int, max_length: int, seed: int = 0
-    ):
-        if bag_length + 2 > max_length:
-            raise ValueError(
-                f"bag_length is {bag_length}, which leaves no room for a document in {max_length} tokens; make bags "
-                "shorter or block_length longer."
-            )
-        self.bag_length, self.max_length, self.seed = bag_length, max_length, seed
-        self.end = tokenizer.eos_token_id
-        self.documents = [
-            np.array(row, dtype=np.int32) for batch in _batches(texts) if batch for row in tokenizer(batch)["input_ids"]
-        ]
-        counts = np.bincount(np.concatenate(self.documents), minlength=len(tokenizer)).astype(float)
-        counts[tokenizer.all_special_ids] = 0
-        self.rarity = np.divide(1, np.sqrt(counts), out=np.zeros_like(counts), where=counts > 0)
-        self.others = np.cumsum(counts * self.rarity)
-        self.examples = len(self.documents)
-
-    def __len__(self) -> int:
-        return self.examples
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        """`{"input_ids": list[int], "labels": list[int]}`."""
-        epoch, place = divmod(position, len(self.documents))
-        number = permutation(len(self.documents), self.seed, epoch)[place]
-        rng = np.random.default_rng((self.seed, 1, position))
-        document = self.documents[number]
-        weights = self.rarity[document].cumsum()
-        bag = []
-        if rng.random() >= 0.2 and weights[-1]:
-            own = rng.random(self.bag_length) < rng.uniform(0.2, 0.9)
-            draws = rng.random(self.bag_length)
-            mine = document[np.searchsorted(weights, draws * weights[-1], side="right")]
-            other = np.searchsorted(self.others, draws * self.others[-1], side="right")
-            bag = np.where(own, mine, other).tolist()
-        ids = [*bag, *document.tolist(), self.end][: self.max_length]
-        # Nor on what begins the document, of which the bag says nothing.
-        return {"input_ids": ids, "labels": [IGNORED] * (len(bag) + 1) + ids[len(bag) + 1 :]}
-
-
 def text_model_config(recipe: TextModelRecipe, tokenizer: PreTrainedTokenizerBase) -> OPTConfig:
     """The configuration of the new model; the tokenizer gives the vocabulary and the special ids."""
     return OPTConfig(
@@ -243,8 +169,6 @@ def text_model_config(recipe: TextModelRecipe, tokenizer: PreTrainedTokenizerBas
 __all__ = [
     "TextBlocks",
     "TextModelRecipe",
-    "WordBags",
-    "check_block_length",
     "load_text_model_recipe",
     "read_mixture",
     "text_model_config",

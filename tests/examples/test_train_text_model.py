@@ -11,13 +11,7 @@ from run_example import EXAMPLES, run_script
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTForCausalLM
 
-from seed.training.text_model import (
-    TextBlocks,
-    WordBags,
-    load_text_model_recipe,
-    read_mixture,
-    train_byte_level_tokenizer,
-)
+from seed.training.text_model import TextBlocks, load_text_model_recipe, read_mixture, train_byte_level_tokenizer
 
 RECIPES = EXAMPLES / "recipes" / "text_model"
 TEXTS = ["apple: a round fruit.", "A photo of red apple", "pear: a green fruit.", "The house of the king."]
@@ -58,63 +52,6 @@ def test_it_trains_resumes_and_loads(corpus, tmp_path):
     assert model.config.pad_token_id == tokenizer.pad_token_id == 1
     inputs = tokenizer(["apple", "A photo of"], return_tensors="pt", padding=True)
     assert model.generate(**inputs, max_new_tokens=2).shape == (2, inputs.input_ids.shape[1] + 2)
-
-
-def test_a_second_part_reads_bags_and_resumes(corpus, tmp_path):
-    first, whole, resumed = tmp_path / "first", tmp_path / "whole", tmp_path / "resumed"
-    run_script(
-        "train_text_model.py", "--recipe", RECIPES / "smoke.yaml", "--data", corpus, "--max-steps", 1, "--output", first
-    )
-    arguments = ("--recipe", RECIPES / "smoke_second.yaml", "--init", first, "--data", corpus, "--max-steps", 4)
-    run_script("train_text_model.py", *arguments, "--output", whole)
-    shutil.copytree(whole / "checkpoints" / "checkpoint-2", resumed / "checkpoints" / "checkpoint-2")
-    run_script("train_text_model.py", *arguments, "--output", resumed)
-    assert losses(whole) == losses(resumed) and len(losses(whole)) == 4
-    before, after = load_file(first / "model.safetensors"), load_file(whole / "model.safetensors")
-    changed = {name for name, tensor in after.items() if not tensor.equal(before[name])}
-    assert "model.decoder.layers.0.self_attn.v_proj.weight" in changed
-    assert (first / "tokenizer.json").read_text() == (whole / "tokenizer.json").read_text()
-
-
-def test_bags_hold_words_of_their_document_among_others():
-    tokenizer = train_byte_level_tokenizer(TEXTS, 280)
-    documents = {tuple(tokenizer(text)["input_ids"]) for text in TEXTS}
-    bags = WordBags(TEXTS, tokenizer, bag_length=20, max_length=200, seed=3)
-    own, plain = [], 0
-    for position in range(400):
-        example = bags[position]
-        ids, labels = example["input_ids"], example["labels"]
-        length = len(ids) - next(n for n in range(len(ids)) if tuple(ids[n:-1]) in documents)
-        bag, document = ids[:-length], ids[-length:]
-        assert ids[-1] == document[0] == 0 and len(bag) in (0, 20)
-        assert labels == [-100] * (len(bag) + 1) + document[1:]
-        assert 0 not in bag, "</s> tells where the document begins"
-        plain += not bag
-        own += [sum(token in document for token in bag) / 20] if bag else []
-    assert 50 < plain < 110
-    assert 0.5 < np.mean(own) < 0.95 and min(own) < 0.5 and max(own) == 1
-    first = [tuple(bags[position]["input_ids"]) for position in range(8)]
-    assert len(set(first)) == 8
-    assert [tuple(WordBags(TEXTS, tokenizer, 20, 200, 3)[n]["input_ids"]) for n in range(8)] == first
-    assert len(WordBags(TEXTS, tokenizer, 20, 24, 3)[5]["input_ids"]) <= 24
-    with pytest.raises(ValueError, match="20.*21"):
-        WordBags(TEXTS, tokenizer, 20, 21)
-
-
-def test_rare_words_come_to_bags_by_the_root_of_their_frequency():
-    """A document of 16 "a" and one "b", a hundred times: 16 / 40 against 1 / 10 (of 1,600 and 100 in all)."""
-    tokenizer = train_byte_level_tokenizer(TEXTS, 258)
-    text = "a" * 16 + "b"
-    a, b = tokenizer("ab", add_special_tokens=False)["input_ids"]
-    bags = WordBags([text] * 100, tokenizer, bag_length=50, max_length=100)
-    words = [
-        token
-        for position in range(400)
-        for token in bags[position]["input_ids"][:50]
-        if bags[position]["labels"][1] == -100
-    ]
-    # The others' words are drawn by the same rule, from all documents: 1,600 / 40 against 100 / 10.
-    assert abs(words.count(b) / len(words) - 0.2) < 0.02 and words.count(a) + words.count(b) == len(words)
 
 
 def test_the_tokenizer_writes_any_text():
@@ -159,7 +96,7 @@ def _without_text(folder):
 
 
 def test_recipes_are_checked(tmp_path):
-    for name in ("tiny", "tiny_second", "smoke", "smoke_second"):
+    for name in ("tiny", "smoke"):
         load_text_model_recipe(RECIPES / f"{name}.yaml")
     text = (RECIPES / "smoke.yaml").read_text()
     for old, new, message in [
