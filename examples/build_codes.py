@@ -4,9 +4,9 @@
         --feature-cache runs/features --output runs/codes.parquet
 
 Rows of one `id` are views of one picture, the first the picture itself; `seed tokenize` makes that one alone, in
-float32. Vision features go through a cache as the stages have it, in bfloat16 and kept as float16, and so do these
-codes: their metadata says bfloat16. The stages' own cache serves where the weights are the same to the bit; a tokenizer
-packaged in another dtype needs one of its own. A run that was killed goes on where it stopped.
+float32. Vision features go through a cache as the stages have it, computed in bfloat16 where the machine is fast at it
+(the metadata of the codes say so) and kept as float16. The stages' own cache serves where the weights are the same to
+the bit; a tokenizer packaged in another dtype needs one of its own. A run that was killed goes on where it stopped.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import torch
 
 from seed import SeedImageProcessorPil, SeedModel
 from seed.data.codes import CodesMetadata
+from seed.hardware import keep_freed_memory
 from seed.repository_seed import resolve_image_tokenizer
 from seed.training.feature_cache import codes_of_cache, open_embedding_cache
 from seed.training.language_examples import write_views
@@ -33,11 +34,11 @@ def main() -> None:
     parser.add_argument("--output", required=True, help="the Parquet file to write")
     arguments = parser.parse_args()
 
+    keep_freed_memory()
     folder = resolve_image_tokenizer(arguments.model)
     # In float32 and with the text branch, as the stages load it: the cache knows a part by the hash of all its weights.
     model = SeedModel.from_pretrained(folder, dtype=torch.float32).eval()
     processor = SeedImageProcessorPil.from_pretrained(folder)
-    metadata = dataclasses.replace(CodesMetadata.of(model, processor), dtype="bfloat16")
 
     recipe = StageRecipe(epochs=0, training={}, data=DataRecipe(views=arguments.views))
     data = argparse.Namespace(
@@ -48,7 +49,9 @@ def main() -> None:
         output=arguments.feature_cache,
     )
     (source,) = open_sources(data, recipe, model, processor)
-    codes = codes_of_cache(model, open_embedding_cache(model, source.cache))
+    cache = open_embedding_cache(model, source.cache)
+    codes = codes_of_cache(model, cache)
+    metadata = dataclasses.replace(CodesMetadata.of(model, processor), dtype=cache.dtype)
     write_views(arguments.output, codes, source.captions, metadata)
     print(f"Wrote {arguments.output}: {codes.shape[1]} views of {codes.shape[0]} pictures.")
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from seed.data.questions import easy_vqa_questions, emoji_questions, write_questions
+from seed.hardware import keep_freed_memory
 
 COLUMNS = ["id", "image", "license", "attribution", "name", "names", "category", "subcategory"]
 
@@ -30,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--codes", nargs="*", default=[], metavar="FILE", help="with --model: codes that are there")
     parser.add_argument("--batch-size", type=int, default=32, help="pictures tokenised at a time")
     args = parser.parse_args(argv)
+    keep_freed_memory()
     if not args.emoji and not args.easy_vqa:
         parser.error("nothing to do: pass --emoji, --easy-vqa or both")
     if args.codes and not args.model:

@@ -41,6 +41,8 @@ from stable_diffusion_stand_in.recipe import Recipe, TextRecipe, load_recipe
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from seed.hardware import keep_freed_memory
+
 logger = logging.getLogger("train_stable_diffusion")
 
 
@@ -271,6 +273,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True,
                         handlers=[logging.StreamHandler(), logging.FileHandler(args.output / "log.txt")])  # fmt: skip
     torch.set_num_threads(recipe.threads)
+    keep_freed_memory()
     train = load_pairs(args.data)
     validation = load_pairs(args.validation) if args.validation else None
     for stage, run in {"vae": train_vae, "decoder": train_decoder, "text": train_text, "unet": train_unet}.items():

@@ -15,8 +15,7 @@ import os
 import shutil
 from pathlib import Path
 
-import torch
-from transformers import AutoTokenizer, OPTForCausalLM, Trainer, TrainingArguments, set_seed
+from transformers import AutoTokenizer, OPTForCausalLM, Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from seed.training.text_model import (
@@ -27,6 +26,7 @@ from seed.training.text_model import (
     text_model_config,
     train_byte_level_tokenizer,
 )
+from seed.training.trainer import training_arguments
 
 
 def main() -> None:
@@ -61,9 +61,7 @@ def open_tokenizer(folder: Path, texts: list[str], vocab_size: int):
 
 def train(model, blocks: TextBlocks, recipe: TextModelRecipe, checkpoints: Path, max_steps: int | None) -> None:
     """Resumes from the last checkpoint, if there is one."""
-    # Trainer wants to be told before it computes in bfloat16 on a CPU.
-    training = {"use_cpu": not torch.cuda.is_available()} | recipe.training
-    options = TrainingArguments(output_dir=str(checkpoints), max_steps=1, **training)
+    options = training_arguments(checkpoints, recipe.training)
     batch = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
     options.max_steps = max_steps or math.ceil(recipe.epochs * len(blocks) / batch)
     parameters = sum(parameter.numel() for parameter in model.parameters())

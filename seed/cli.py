@@ -9,6 +9,7 @@ from pathlib import Path
 
 from . import __version__, default_model
 from .command_line import choose_device, positive
+from .hardware import keep_freed_memory
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser(with_converters=argv[:1] == ["convert"]).parse_args(argv)
     if not debug:
         _quiet()
+    keep_freed_memory()
     from huggingface_hub.errors import StrictDataclassError  # a value in a config.json of the wrong kind
 
     try:

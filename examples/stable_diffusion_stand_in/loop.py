@@ -13,6 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from seed.hardware import has_fast_bfloat16
+
 from .recipe import StageRecipe
 
 logger = logging.getLogger("train_stable_diffusion")
@@ -48,6 +50,7 @@ def fit(
             on_save(step)
             model.train()
 
+    bfloat16 = has_fast_bfloat16()
     model.train()
     order, sums, since = (-1, None), {}, time.time()
     for step in range(start, recipe.steps):
@@ -58,7 +61,7 @@ def fit(
         warmup = (step + 1) / max(1, recipe.warmup_steps)
         remaining = (recipe.steps - step) / max(1, recipe.decay_steps)
         optimizer.param_groups[0]["lr"] = recipe.learning_rate * min(1.0, warmup, remaining)
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
             terms = loss_terms(order[1][position * batch_size : (position + 1) * batch_size])
         if not torch.isfinite(terms["loss"]):
             raise FloatingPointError(f"{name}: loss {terms['loss']} at step {step + 1}; lower learning_rate.")

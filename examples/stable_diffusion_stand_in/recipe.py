@@ -20,7 +20,6 @@ class StageRecipe:
     weight_decay: float = 0.01
     ema_decay: float = 0.999
     save_every: int = 500
-    bfloat16: bool = True
 
 
 @dataclass

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ..data.provenance import preprocessing_hash, weight_hash, write_atomically
+from ..hardware import has_fast_bfloat16
 from ..modeling_seed import SeedModel
 
 Augmentation = Callable[[Image.Image, random.Random], Image.Image]
@@ -21,7 +22,8 @@ class FeatureCache:
 
     View 0 is the picture itself, the others are augmented; view v of picture i depends on the seed, i and v only.
 
-    `argument` is what they are to a model: "vision_features" or "causal_embeddings".
+    `argument` is what they are to a model: "vision_features" or "causal_embeddings"; `dtype` is what they were computed
+    in, "float32" or "bfloat16".
 
     Args:
         folder: as [`build_feature_cache`] or [`build_embedding_cache`] wrote it.
@@ -42,6 +44,7 @@ class FeatureCache:
             )
         self.features = np.load(self.folder / "features.npy", mmap_mode="r")
         self.argument = self.meta["argument"]
+        self.dtype = self.meta.get("dtype", "bfloat16")  # which all were before they said so
 
     def __len__(self) -> int:
         return len(self.features)
@@ -65,7 +68,7 @@ def build_feature_cache(
     augment: Augmentation | None = None,
     seed: int = 0,
     batch_size: int = 64,
-    autocast: bool = True,
+    autocast: bool | None = None,
     identity: str = "",
     log: Callable[[str], None] = print,
 ) -> FeatureCache:
@@ -75,7 +78,7 @@ def build_feature_cache(
     Args:
         images: one function per picture that returns it, so that pictures are opened when their turn comes.
         augment: makes views 1, 2, ... from a picture and a random state.
-        autocast: bfloat16 arithmetic (faster; its error is far below that of an augmentation).
+        autocast: bfloat16 arithmetic (its error is far below that of an augmentation); None for where it is faster.
         identity: which pictures they are, e.g. a hash of their ids; stored, and compared when the cache is met again.
 
     Raises:
@@ -93,6 +96,9 @@ def build_feature_cache(
         "views": views,
         "seed": seed,
     }
+    if autocast is None:
+        autocast = has_fast_bfloat16()
+    meta["dtype"] = "bfloat16" if autocast else "float32"
     done = _start_or_continue(folder, meta)
     array = None
     step = max(1, batch_size // views)
@@ -117,7 +123,7 @@ def build_feature_cache(
 
 @torch.no_grad()
 def build_embedding_cache(
-    folder: str | Path, model: SeedModel, source: FeatureCache, batch_size: int = 256, autocast: bool = True
+    folder: str | Path, model: SeedModel, source: FeatureCache, batch_size: int = 256, autocast: bool | None = None
 ) -> FeatureCache:
     """
     Causal embeddings of cached vision features, for stage II, which freezes the Causal Q-Former too.
@@ -129,6 +135,10 @@ def build_embedding_cache(
     meta = source.meta | {"argument": "causal_embeddings", "qformer": weight_hash(model.qformer)}
     if hasattr(model, "vision_layernorm"):
         meta["vision_layernorm"] = weight_hash(model.vision_layernorm)
+    if autocast is None:
+        autocast = has_fast_bfloat16()
+    if autocast:
+        meta["dtype"] = "bfloat16"
     if _start_or_continue(folder, meta) == len(source):
         return FeatureCache(folder)
     shape = (len(source), source.views, model.config.num_codes, model.config.qformer_config.hidden_size)
@@ -184,7 +194,8 @@ def _start_or_continue(folder: Path, meta: dict) -> int:
         write_atomically(meta_file, json.dumps(meta, indent=2))
         return 0
     found = json.loads(meta_file.read_text())
-    differing = [key for key in meta if found.get(key) != meta[key]]
+    # A cache that was begun on a machine of other abilities goes on here: the difference is far below a view's.
+    differing = [key for key in meta if key != "dtype" and found.get(key) != meta[key]]
     if differing:
         raise ValueError(
             f"The feature cache {folder} was built with another {', '.join(differing)} "

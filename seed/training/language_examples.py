@@ -56,7 +56,8 @@ class LanguageRecipe:
 
     Args:
         epochs: passes over the mixture.
-        training: keyword arguments of transformers' `TrainingArguments`; `per_device_train_batch_size` counts examples.
+        training: keyword arguments of transformers' `TrainingArguments`, and `bf16: auto`, see
+            [`training_arguments`]; `per_device_train_batch_size` counts examples.
         tasks: how often every row comes per epoch as `caption` (image to text), `drawing` (text to image), `question`,
             `document`, `instruction` or `text` (words alone, so that the model keeps its prose); 0.5: every second one.
         capacity: tokens to a packed row.
@@ -106,7 +107,7 @@ def _check_dtype(recipe: LanguageRecipe, path: str | Path) -> None:
         raise ValueError(f"{path}: dtype is {recipe.dtype!r}; expected one of {', '.join(DTYPES)}.")
     flag = DTYPES[recipe.dtype]
     # What is trained is float32: without autocast its products with rounded weights are an error of torch.
-    if flag is not None and not (recipe.training.get("bf16") or recipe.training.get("fp16")):
+    if flag is not None and True not in (recipe.training.get("bf16"), recipe.training.get("fp16")):
         raise ValueError(
             f"{path}: with dtype: {recipe.dtype} the training has to be in mixed precision: add {flag}: true under "
             "training, or leave the frozen weights in float32."

@@ -10,10 +10,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 from peft import PeftModel
-from transformers import TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.provenance import hash_tensors, write_atomically
@@ -23,7 +21,7 @@ from ..repository_seed import DECODER_FOLDER, IMAGE_TOKENIZER_FOLDER, point_to
 from .language_examples import LanguageDataset, LanguageFile, LanguageRecipe
 from .lora import merge, save_adapter
 from .packing import PackingCollator
-from .trainer import RunTrainer
+from .trainer import RunTrainer, training_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +49,8 @@ def run_language_stage(
             another image tokenizer; or FSDP or DeepSpeed is on.
         TrainingDivergedError: a loss or weight is not finite; the last good checkpoint is kept.
     """
-    # Trainer wants to be told before it computes in bfloat16 on a CPU.
-    training = {"use_cpu": not torch.cuda.is_available()} | recipe.training
     checkpoints = Path(output) / "checkpoints"
-    options = TrainingArguments(output_dir=str(checkpoints), remove_unused_columns=False, max_steps=1, **training)
+    options = training_arguments(checkpoints, recipe.training, remove_unused_columns=False)
     max_length = min(recipe.capacity, model.config.max_position_embeddings)
     dataset = LanguageDataset(files, processor, recipe, max_length, options.seed)
     batch = options.train_batch_size * options.gradient_accumulation_steps * options.world_size

@@ -45,7 +45,7 @@ class StageRecipe:
         head: attributes of the stage's head, see `modeling_seed_heads`.
         data: see [`DataRecipe`].
         epochs: passes over the data.
-        training: keyword arguments of transformers' `TrainingArguments`.
+        training: keyword arguments of transformers' `TrainingArguments`, and `bf16: auto`, see [`training_arguments`].
     """
 
     epochs: float

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader
-from transformers import AutoModel, TrainingArguments, set_seed
+from transformers import AutoModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..configuration_seed import SeedConfig
@@ -20,12 +20,13 @@ from ..data.augmentation import augment
 from ..data.image_text import SkipReport, load_image_text
 from ..data.images import InvalidImageError, load_image
 from ..data.provenance import write_atomically
+from ..hardware import keep_freed_memory
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
 from .datasets import PictureSource, RunDataset
 from .feature_cache import build_feature_cache
 from .recipes import StageRecipe, load_recipe
-from .trainer import SeedTrainer
+from .trainer import SeedTrainer, training_arguments
 
 
 def parse_arguments(
@@ -52,6 +53,7 @@ def parse_arguments(
         parser.add_argument("--init", required=True, help=starts_from)
     for option, text in (extra or {}).items():
         parser.add_argument(option, required=True, help=text)
+    keep_freed_memory()  # before the features are computed
     return parser.parse_args()
 
 
@@ -196,10 +198,8 @@ def first_embeddings(model: SeedModel, recipe: StageRecipe, collator, sources: l
 
 def run_stage(arguments: argparse.Namespace, recipe: StageRecipe, head, collator, sources: list[PictureSource]) -> None:
     """Trains `head`, resuming from the last checkpoint under `--output` if there is one."""
-    # Trainer wants to be told before it computes in bfloat16 on a CPU.
-    training = {"use_cpu": not torch.cuda.is_available()} | recipe.training
     checkpoints = Path(arguments.output) / "checkpoints"
-    options = TrainingArguments(output_dir=str(checkpoints), remove_unused_columns=False, max_steps=1, **training)
+    options = training_arguments(checkpoints, recipe.training, remove_unused_columns=False)
     batch = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
     pictures = sum(len(source) for source in sources)
     options.max_steps = arguments.max_steps or math.ceil(recipe.epochs * pictures / batch)

@@ -30,7 +30,7 @@ class TextModelRecipe:
         epochs: passes over the mixture.
         weights: how often a document of a source comes per epoch (1 where not named; 0.5: every second one).
         model: overrides of `OPTConfig`.
-        training: keyword arguments of transformers' `TrainingArguments`.
+        training: keyword arguments of transformers' `TrainingArguments`, and `bf16: auto`, see [`training_arguments`].
     """
 
     vocab_size: int

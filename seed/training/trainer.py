@@ -1,13 +1,34 @@
 """transformers' Trainer, told about SEED: examples in the run's own order, every loss term in the log."""
 
 from collections import defaultdict
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import SequentialSampler
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..hardware import has_fast_bfloat16, keep_freed_memory
 from ..quantization_seed import codebook_usage
+
+
+def training_arguments(output: str | Path, training: dict[str, Any], **settings) -> TrainingArguments:
+    """
+    What `Trainer` is told, and the process made ready for it.
+
+    Args:
+        output: folder of the checkpoints.
+        training: a recipe's `training`. `bf16: auto` computes in bfloat16 where the machine has instructions for it,
+            else in float32.
+        settings: what the script decides. The number of steps is set afterwards, as it depends on the batch.
+    """
+    keep_freed_memory()
+    # Trainer wants to be told before it computes in bfloat16 on a CPU.
+    values = {"use_cpu": not torch.cuda.is_available()} | training
+    if values.get("bf16") == "auto":
+        values["bf16"] = has_fast_bfloat16()
+    return TrainingArguments(output_dir=str(output), max_steps=1, **values, **settings)
 
 
 class TrainingDivergedError(RuntimeError):

@@ -22,7 +22,7 @@ def test_codes_of_cached_views_are_those_of_the_model(tmp_path):
     assert codes.shape == (6, 2, 32)
     with torch.no_grad():
         expected = model.get_image_tokens(processor(images, return_tensors="pt")["pixel_values"])
-    # Cached in float16 after bfloat16 arithmetic: near-ties may fall the other way.
+    # Cached in float16, perhaps after bfloat16 arithmetic: near-ties may fall the other way.
     assert (codes[:, 0] == expected).float().mean() > 0.9
     assert (codes[:, 0] != codes[:, 1]).any(), "the views differ"
 
