@@ -2,21 +2,32 @@
 
 import os
 
+from PIL import Image
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
+from .image_modes_seed import upright_rgb
 
-class _PathsMixin:
-    """Opens `pathlib` paths, too, where transformers knows texts only."""
+
+class _AsShownMixin:
+    """
+    Takes pictures as `seed tokenize` does: upright, on white where they are transparent, 16 bits scaled to 8 (see
+    `upright_rgb`), where transformers would drop transparency and clip. Opens `pathlib` paths, too. What transformers'
+    own pipelines open themselves, from a path or an address, has lost its transparency before it comes here.
+    """
 
     def fetch_images(self, image_url_or_urls):
         if isinstance(image_url_or_urls, (list, tuple)):
             return [self.fetch_images(each) for each in image_url_or_urls]
+        if isinstance(image_url_or_urls, (str, os.PathLike)) and os.path.isfile(image_url_or_urls):
+            with Image.open(image_url_or_urls) as image:
+                return upright_rgb(image)
         is_path = isinstance(image_url_or_urls, os.PathLike)
-        return super().fetch_images(os.fspath(image_url_or_urls) if is_path else image_url_or_urls)
+        image = super().fetch_images(os.fspath(image_url_or_urls) if is_path else image_url_or_urls)
+        return upright_rgb(image) if isinstance(image, Image.Image) else image
 
 
-class SeedImageProcessor(_PathsMixin, TorchvisionBackend):
+class SeedImageProcessor(_AsShownMixin, TorchvisionBackend):
     """
     Makes `pixel_values` `(batch, 3, height, width)` from images, with torchvision.
 
@@ -35,7 +46,7 @@ class SeedImageProcessor(_PathsMixin, TorchvisionBackend):
     do_normalize = True
 
 
-class SeedImageProcessorPil(_PathsMixin, PilBackend):
+class SeedImageProcessorPil(_AsShownMixin, PilBackend):
     """[`SeedImageProcessor`] on PIL and numpy, for machines without torchvision."""
 
     resample = PILImageResampling.BICUBIC

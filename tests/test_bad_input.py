@@ -60,12 +60,20 @@ def animated(path: Path) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:])
 
 
+def transparent(path: Path) -> None:
+    """The dark quadrant cannot be seen."""
+    Image.merge("LA", [Image.fromarray(base()), Image.fromarray(np.where(base() == 10, 0, 255).astype(np.uint8))]).save(
+        path
+    )
+
+
 UNUSUAL = {
     "one-pixel.png": lambda path: Image.new("RGB", (1, 1), (80, 80, 80)).save(path),
     "sixteen-bit.png": lambda path: Image.fromarray(base().astype(np.uint16) * 257).save(path),
     "cmyk.tif": lambda path: Image.fromarray(base()).convert("RGB").convert("CMYK").save(path),
     "animated.png": animated,
     "rotated.png": rotated,
+    "transparent.png": transparent,
     "wide.png": lambda path: Image.fromarray(np.repeat(base(), 500, axis=1)).convert("RGB").save(path),
 }
 
@@ -77,12 +85,19 @@ def test_unusual_pictures_have_the_codes_of_what_they_show(name, tokenizer, tmp_
     if name == "wide.png":
         assert Image.open(tmp_path / name).size == (20_000, 40)
         plain = Image.fromarray(np.repeat(base(), 500, axis=1))  # the squash to a square sees the same steps
+    if name == "transparent.png":
+        plain = Image.fromarray(np.where(base() == 10, 255, base()))  # on white
     plain.convert("RGB").save(tmp_path / "plain.png")
     output = tmp_path / "codes.parquet"
     paths = PictureList([tmp_path / name, tmp_path / "plain.png"])
     assert tokenize_pictures(paths, output, *tokenizer, progress=False).tokenized == 2
     unusual, plain = pq.read_table(output)["codes"].to_pylist()
     assert unusual == plain
+    # The image processor, and with it every pipeline and processor, takes them as the command does.
+    model, image_processor = tokenizer
+    for source in (tmp_path / name, str(tmp_path / name), Image.open(tmp_path / name)):
+        pixel_values = image_processor(source, return_tensors="pt")["pixel_values"]
+        assert model.get_image_tokens(pixel_values).tolist() == [plain]
 
 
 def test_rotation_and_frames_would_change_the_codes(tokenizer):

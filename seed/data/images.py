@@ -2,13 +2,13 @@
 
 import io
 import os
-import struct
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from ..image_modes_seed import upright_rgb
 
 # Decoded size over which a picture counts as a decompression bomb: Pillow's own limit for an error (it warns at half
 # of it), 540 MB as RGB. A 20,000 x 8,900 panorama passes.
@@ -57,13 +57,13 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     try:
         if isinstance(source, Image.Image):
             _check_size(source, name, max_pixels)
-            return _upright_rgb(source)
+            return upright_rgb(source)
         with warnings.catch_warnings():
             # Pillow warns of half its size limit and of odd metadata; neither keeps a picture from being used.
             warnings.simplefilter("ignore")
             with Image.open(_readable(source, name)) as image:
                 _check_size(image, name, max_pixels)
-                return _upright_rgb(image)
+                return upright_rgb(image)
     except InvalidImageError:
         raise
     except Exception as error:  # what Pillow's decoders raise on damaged files differs by format
@@ -130,52 +130,6 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     if width * height > max_pixels:
         detail = f"{width} x {height} pixels, over the limit of {max_pixels:,} that guards against decompression bombs"
         raise InvalidImageError(name, "too large", "Scale it down first.", detail)
-
-
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    image.load()
-    try:
-        image = ImageOps.exif_transpose(image)
-    except (struct.error, SyntaxError, ValueError, KeyError, TypeError):
-        pass  # damaged EXIF data are no reason to lose the picture
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image if image.__class__ is Image.Image else image.copy()
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _eight_bits(image).convert("RGB")
-    if image.mode == "CMYK":
-        return _from_cmyk(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        canvas = Image.new("RGBA", image.size, "white")
-        canvas.alpha_composite(image.convert("RGBA"))
-        return canvas.convert("RGB")
-    return image.convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey pictures with more than 8 bits, scaled so that full range stays full range.
-
-    16-bit files (and mode `I`, in which Pillow opens some of them) span 0 .. 65535. Mode `F` has no agreed range:
-    0 .. 1 where all values lie in it, else 0 .. 255 or 0 .. 65535, whichever holds the largest value (our choice).
-    """
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    full = 65535.0
-    if image.mode == "F":
-        full = next((full for full in (1.0, 255.0) if values.max() <= full), 65535.0)
-    elif image.mode == "I" and 0 <= values.min() and values.max() <= 255:
-        full = 255.0
-    return Image.fromarray(np.clip(values * (255.0 / full) + 0.5, 0, 255).astype(np.uint8))
-
-
-def _from_cmyk(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
-    if profile:
-        try:
-            return ImageCms.profileToProfile(
-                image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
-            )
-        except ImageCms.PyCMSError:
-            pass  # a damaged profile is no reason to lose the picture; the plain formula below needs none
-    return image.convert("RGB")
 
 
 def list_images(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:
