@@ -75,6 +75,8 @@ class SeedConfig(PreTrainedConfig):
             `SeedModel.from_pretrained(..., use_text_branch=False)` does not load it.
         use_code_branch (`bool`, defaults to `True`): whether the codebook, both code decoders and the Reverse Q-Former
             exist. False in the checkpoints of BLIP-2-style pretraining and of stage I, which have not trained them.
+        use_reconstruction_decoder (`bool`, defaults to `True`): whether the code branch has the reconstruction decoder,
+            which stage II and retrieval by codes use. False for released files that hold what inference needs only.
         has_empty_prompt_embeds (`bool`, defaults to `False`): whether the text features of the empty prompt, which
             diffusion guidance needs, are stored with the model.
     """
@@ -104,6 +106,7 @@ class SeedConfig(PreTrainedConfig):
     projection_dim: int = 256
     use_text_branch: bool = True
     use_code_branch: bool = True
+    use_reconstruction_decoder: bool = True
     has_empty_prompt_embeds: bool = False
     initializer_range: float = 0.02
 

@@ -12,7 +12,8 @@ from transformers import MODEL_MAPPING, Blip2VisionConfig, Blip2VisionModel, Pre
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_seed import SeedConfig
 from .modeling_seed_qformer import SeedAttention, SeedMLP, SeedQFormer
@@ -37,6 +38,8 @@ class SeedOutput(ModelOutput):
     causal_embeddings: torch.FloatTensor | None = None
     codes: torch.LongTensor | None = None
     generation_embeddings: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class SeedDecoderBlock(GradientCheckpointingLayer):
@@ -51,9 +54,8 @@ class SeedDecoderBlock(GradientCheckpointingLayer):
         self.mlp = SeedMLP(width, int(width * config.decoder_mlp_ratio))
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        hidden_states = hidden_states + self.self_attn(
-            self.self_attn_layer_norm(hidden_states), attention_mask=attention_mask
-        )
+        attended, _ = self.self_attn(self.self_attn_layer_norm(hidden_states), attention_mask=attention_mask)
+        hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.mlp_layer_norm(hidden_states))
 
 
@@ -96,6 +98,7 @@ class SeedPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _no_split_modules = ["SeedQFormerLayer", "SeedDecoderBlock"]
+    _can_record_outputs = SeedQFormer._can_record_outputs
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -128,8 +131,9 @@ class SeedPreTrainedModel(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
         checkpoint = f"The checkpoint {str(pretrained_model_name_or_path)!r}"
-        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
-        if folder.is_dir() and kwargs.get("config") is None and not (folder / "config.json").is_file():
+        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder", ""))
+        no_config = pretrained_model_name_or_path and folder.is_dir() and not (folder / "config.json").is_file()
+        if no_config and kwargs.get("config") is None:
             # transformers would build the full-size default model.
             raise FileNotFoundError(f"{checkpoint} has no config.json: download or copy it again.")
         try:
@@ -208,7 +212,8 @@ class SeedModel(SeedPreTrainedModel):
             self.decode_layer = nn.Sequential(
                 nn.Linear(config.code_dim, config.code_dim), nn.Tanh(), nn.Linear(config.code_dim, width)
             )
-            self.reconstruction_decoder = SeedCodeDecoder(config)
+            if config.use_reconstruction_decoder:
+                self.reconstruction_decoder = SeedCodeDecoder(config)
             self.generation_decoder = SeedCodeDecoder(config)
             self.reverse_qformer = SeedQFormer(config.reverse_qformer_config, width)
             self.generation_projection = nn.Linear(width, config.generation_dim)
@@ -307,6 +312,12 @@ class SeedModel(SeedPreTrainedModel):
 
     def reconstruct_causal_embeddings(self, codes: torch.LongTensor) -> torch.Tensor:
         """Causal embeddings as the reconstruction decoder recovers them, `(batch, num_codes, hidden_size)`."""
+        self._require_code_branch()
+        if not self.config.use_reconstruction_decoder:
+            raise ValueError(
+                "This image tokenizer has no reconstruction decoder: the files it was converted from hold none. "
+                "Features of images need pixel_values."
+            )
         return self.reconstruction_decoder(self.decode_layer(self._code_vectors(codes, None)))
 
     def generate_embeddings(self, code_vectors: torch.Tensor, code_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -364,7 +375,7 @@ class SeedModel(SeedPreTrainedModel):
 
     # One call -------------------------------------------------------------------------------------------------------
 
-    @can_return_tuple
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,

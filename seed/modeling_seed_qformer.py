@@ -10,6 +10,7 @@ from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.output_capturing import OutputRecorder
 
 from .configuration_seed import SeedQFormerConfig
 
@@ -62,7 +63,7 @@ class SeedAttention(nn.Module):
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         is_causal: bool = False,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query = self._split_heads(self.q_proj(hidden_states))
         key = self._split_heads(self.k_proj(source))
@@ -70,7 +71,7 @@ class SeedAttention(nn.Module):
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        output, _ = attend(
+        output, weights = attend(
             self,
             query,
             key,
@@ -80,7 +81,7 @@ class SeedAttention(nn.Module):
             scaling=self.scaling,
             is_causal=is_causal,
         )
-        return self.out_proj(output.flatten(2))
+        return self.out_proj(output.flatten(2)), weights
 
     def _split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
@@ -131,13 +132,13 @@ class SeedQFormerLayer(GradientCheckpointingLayer):
         encoder_attention_mask: torch.Tensor | None = None,
         is_causal: bool = False,
     ) -> torch.Tensor:
-        attended = self.self_attn(hidden_states, attention_mask=attention_mask, is_causal=is_causal)
+        attended, _ = self.self_attn(hidden_states, attention_mask=attention_mask, is_causal=is_causal)
         hidden_states = self.self_attn_layer_norm(hidden_states + self.dropout(attended))
         queries, words = hidden_states[:, :num_queries], hidden_states[:, num_queries:]
         outputs = []
         if queries.shape[1]:
             if self.has_cross_attention:
-                read = self.cross_attn(queries, encoder_hidden_states, attention_mask=encoder_attention_mask)
+                read, _ = self.cross_attn(queries, encoder_hidden_states, attention_mask=encoder_attention_mask)
                 queries = self.cross_attn_layer_norm(queries + self.dropout(read))
             outputs.append(self.query_mlp_layer_norm(queries + self.dropout(self.query_mlp(queries))))
         if words.shape[1]:
@@ -167,6 +168,11 @@ class SeedQFormer(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _no_split_modules = ["SeedQFormerLayer"]
+    # Of the Causal Q-Former, whose last hidden state the codes are made of; not of the Reverse Q-Former.
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(SeedQFormerLayer, layer_name="qformer.layers"),
+        "attentions": OutputRecorder(None, index=1, layer_name="qformer.layers", class_name="self_attn"),
+    }
 
     def __init__(self, config: SeedQFormerConfig, encoder_hidden_size: int, has_text_branch: bool = False):
         super().__init__(config)
@@ -239,7 +245,7 @@ class SeedQFormer(PreTrainedModel):
             hidden_states = layer(
                 hidden_states,
                 num_queries,
-                encoder_hidden_states=encoder_hidden_states,
+                encoder_hidden_states,  # by position, as reentrant checkpointing wants what has a gradient
                 attention_mask=mask,
                 encoder_attention_mask=encoder_attention_mask,
                 is_causal=is_causal,

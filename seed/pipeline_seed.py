@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
@@ -49,7 +51,7 @@ class SeedPipelineOutput(BaseOutput):
     codes: torch.LongTensor
 
 
-class SeedPipeline(DiffusionPipeline):
+class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
     """
     Draws images from SEED codes (paper, section 3.2: the generation embeddings take the place of Stable Diffusion's
     text features), and with a language model from words.
@@ -130,6 +132,11 @@ class SeedPipeline(DiffusionPipeline):
         language_model: PreTrainedModel | bool = False,
         processor: SeedProcessor | None = None,
         dtype: torch.dtype | str = "auto",
+        variant: str | None = None,
+        unet: UNet2DConditionModel | None = None,
+        vae: AutoencoderKL | None = None,
+        scheduler: KarrasDiffusionSchedulers | None = None,
+        torch_dtype: torch.dtype | str | None = None,
         **hub_options,
     ) -> "SeedPipeline":
         """
@@ -143,8 +150,11 @@ class SeedPipeline(DiffusionPipeline):
             image_tokenizer: an already loaded [`SeedModel`], to share it.
             language_model: True loads the repository's language model and processor, too; or an already loaded one.
             processor: an already loaded [`SeedProcessor`], to share it.
-            dtype: of all weights; "auto" takes each as it was saved. Codes that are stored or compared should be made
-                in float32.
+            dtype: of all weights; "auto" takes that in which the image tokenizer was saved. Codes that are stored or
+                compared should be made in float32.
+            variant: of the decoder's weights, e.g. "fp16".
+            unet, vae, scheduler: already loaded ones, instead of the decoder's.
+            torch_dtype: `dtype` by its older name.
             hub_options: `revision`, `token`, `cache_dir`, `local_files_only` for the Hub.
 
         Raises:
@@ -153,9 +163,8 @@ class SeedPipeline(DiffusionPipeline):
         """
         unknown = sorted(hub_options.keys() - {"revision", "token", "cache_dir", "local_files_only"})
         if unknown:
-            raise TypeError(
-                f"Unknown argument {unknown[0]!r}; see SeedPipeline.from_pretrained. For torch_dtype, say dtype."
-            )
+            raise TypeError(f"Unknown argument {unknown[0]!r}; see SeedPipeline.from_pretrained.")
+        dtype = _read_dtype(dtype if torch_dtype is None else torch_dtype)
         settings = read_settings(fetch(pretrained_model_name_or_path, hub_options, ["*.json"]))
         tokenizer_folder = resolve_image_tokenizer(pretrained_model_name_or_path, **hub_options)
         if image_tokenizer is None:
@@ -177,13 +186,14 @@ class SeedPipeline(DiffusionPipeline):
             processor = SeedProcessor.from_pretrained(pretrained_model_name_or_path, **hub_options)
         stable_diffusion = StableDiffusionPipeline.from_pretrained(
             decoder_folder,
-            unet=_load_complete(UNet2DConditionModel, decoder_folder / "unet", weights_dtype),
-            vae=_load_complete(AutoencoderKL, decoder_folder / "vae", weights_dtype),
+            unet=unet or _load_complete(UNet2DConditionModel, decoder_folder / "unet", weights_dtype, variant),
+            vae=vae or _load_complete(AutoencoderKL, decoder_folder / "vae", weights_dtype, variant),
             text_encoder=None,
             tokenizer=None,
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
+            **({} if scheduler is None else {"scheduler": scheduler}),
         )
         return cls(
             image_tokenizer=image_tokenizer,
@@ -207,6 +217,10 @@ class SeedPipeline(DiffusionPipeline):
         """
         if kwargs.pop("push_to_hub", False):
             raise ValueError("Save first, then push with pipeline.push_to_hub(repo_id).")
+        if not kwargs.get("safe_serialization", True):
+            raise ValueError(
+                "safe_serialization is False; pickled weights are not written, as they are not read either."
+            )
         root = Path(save_directory)
         self.image_tokenizer.save_pretrained(root / IMAGE_TOKENIZER_FOLDER)
         self.image_processor.save_pretrained(root / IMAGE_TOKENIZER_FOLDER)
@@ -229,9 +243,10 @@ class SeedPipeline(DiffusionPipeline):
         Codes of images, `(batch, num_codes)`.
 
         Args:
-            images: a PIL image, a path, an array or a tensor, or a list of them.
+            images: a PIL image, a path, an array or a tensor, or a list of them. Floats of 0 .. 1 are what diffusers
+                returns for "np" and "pt".
         """
-        pixel_values = self.image_processor(images, return_tensors="pt")["pixel_values"]
+        pixel_values = self.image_processor(_as_bytes(images), return_tensors="pt")["pixel_values"]
         # accelerate's offloading listens to forward only, which would go on to decode the codes.
         tokenize = apply_forward_hook(type(self.image_tokenizer).get_image_tokens)
         return tokenize(self.image_tokenizer, pixel_values.to(self._execution_device))
@@ -457,6 +472,28 @@ def load_language_model(
     return _LANGUAGE_MODELS[model_type].from_pretrained(folder, dtype=dtype).eval()
 
 
+def _read_dtype(dtype: torch.dtype | str) -> torch.dtype | str:
+    """`dtype`, or the one of that name, which diffusers would not understand."""
+    if not isinstance(dtype, str) or dtype == "auto":
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"dtype is {dtype!r}; expected 'auto', 'float32', 'bfloat16', 'float16' or a torch.dtype.")
+    return found
+
+
+def _as_bytes(images):
+    """Floats of 0 .. 1, as diffusers returns them, in the bytes that it saves; anything else as it is."""
+    if isinstance(images, (list, tuple)):
+        return [_as_bytes(image) for image in images]
+    if isinstance(images, np.ndarray) and images.dtype.kind == "f":
+        images = torch.from_numpy(images)
+        return _as_bytes(images).numpy()
+    if isinstance(images, torch.Tensor) and images.is_floating_point() and images.numel() and images.max() <= 1:
+        return (images.float() * 255).round().clamp(0, 255).to(torch.uint8)
+    return images
+
+
 def _choosing_options(token_temperature: float | None, setting: float, generate_kwargs: dict) -> dict:
     """
     `generate`'s arguments, with those that say how a code is chosen where they do not say it themselves.
@@ -517,12 +554,18 @@ def _check_same_codebook(language_model, image_tokenizer: SeedModel) -> None:
     )
 
 
-def _load_complete(model_class, folder: Path, dtype: torch.dtype):
+def _load_complete(model_class, folder: Path, dtype: torch.dtype, variant: str | None = None):
     """A model of diffusers; a tensor that its checkpoint lacks is an error, not a warning."""
     if not folder.is_dir():
         raise FileNotFoundError(f"The decoder has no folder {str(folder)!r}: download or copy it again.")
+    # The decoder may have another VAE than AutoencoderKL, e.g. AutoencoderTiny.
+    named = getattr(diffusers, read_json(folder / "config.json").get("_class_name", ""), None)
+    if isinstance(named, type) and issubclass(named, diffusers.ModelMixin):
+        model_class = named
     try:
-        model, info = model_class.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
+        model, info = model_class.from_pretrained(
+            folder, dtype=dtype, variant=variant, use_safetensors=True, output_loading_info=True
+        )
     except OSError as error:
         raise OSError(f"{error} The decoder is incomplete or damaged: download or copy it again.") from error
     missing = sorted(info["missing_keys"])

@@ -89,6 +89,7 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
     """
 
     image_token = IMAGE_PLACEHOLDER
+    unused_input_names = ["pixel_values"]  # images become codes among the ids
 
     def __init__(
         self,

@@ -72,7 +72,9 @@ class SeedVectorQuantizer(nn.Module):
             raise ValueError(f"Got vectors of width {vectors.shape[-1]}; the codebook's rows have {self.code_dim}.")
         with torch.autocast(vectors.device.type, enabled=False):
             flat = vectors.reshape(-1, self.code_dim)
-            codebook = self.codebook.weight.float()
+            # By its forward, so that accelerate finds it when it is offloaded or on another device.
+            every = torch.arange(self.codebook_size, device=vectors.device)
+            codebook = self.codebook(every).to(vectors.device).float()
             # |z - e|^2 without |z|^2, which is the same for every code and would only cost precision.
             half_norms = 0.5 * codebook.square().sum(dim=1)
             # Written into one tensor: small results kept from every block would sit between the large freed ones, and

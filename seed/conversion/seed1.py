@@ -25,6 +25,8 @@ from .checkpoint_files import new_folder, read_state_dict, write_safetensors
 VIT = "visual_encoder."
 # BLIP-2 leaves out the last of EVA ViT-g's 40 blocks; eva_vit_g.pth still holds it.
 EVA_BLOCKS, BLIP2_BLOCKS = 40, 39
+# The released code has no switch for it: a Q-Former of 32 queries is causal, any other is not.
+RELEASED_CAUSAL_QUERIES = 32
 
 # Source tensors that the image tokenizer has no use for, and why.
 IGNORED = {
@@ -152,6 +154,11 @@ class Seed1Checkpoint:
         return cls(tensors, ignored)
 
     @property
+    def has_reconstruction_decoder(self) -> bool:
+        """The released inference code has none, so that what it saves has none either."""
+        return any(re.match(r"pos_embed$|blocks\.", name) for name in self.tensors)
+
+    @property
     def has_text_branch(self) -> bool:
         return any(re.fullmatch(TEXT, name) for name in self.tensors)
 
@@ -225,6 +232,7 @@ def seed1_config(
     if grid**2 != positions - 1:
         raise ValueError(f"{VIT}pos_embed has {positions} positions; expected a square number and one more.")
     _, num_queries, width = shape("query_tokens", 3)
+    reverse_queries = shape("reverse_tokens", 3)[1]
     codebook_size, code_dim = shape("quantize.embedding.weight", 2)
     decoder_width = shape("blocks_text.0.mlp.fc1.weight", 2)[0]
     qformer, reverse_qformer = "Qformer.bert.encoder.layer", "Reverse_Qformer.bert.encoder.layer"
@@ -249,7 +257,7 @@ def seed1_config(
         vision_final_norm_eps=1e-5,
         qformer_config={
             "num_queries": num_queries,
-            "causal": True,
+            "causal": num_queries == RELEASED_CAUSAL_QUERIES,
             "hidden_size": width,
             "num_hidden_layers": checkpoint.num_layers(qformer),
             "num_attention_heads": qformer_heads,
@@ -263,8 +271,8 @@ def seed1_config(
         decoder_num_heads=decoder_heads,
         decoder_mlp_ratio=_ratio(decoder_width, width),
         reverse_qformer_config={
-            "num_queries": shape("reverse_tokens", 3)[1],
-            "causal": False,
+            "num_queries": reverse_queries,
+            "causal": reverse_queries == RELEASED_CAUSAL_QUERIES,
             "num_hidden_layers": checkpoint.num_layers(reverse_qformer),
             "num_attention_heads": qformer_heads,
             "intermediate_size": shape(f"{reverse_qformer}.0.intermediate_query.dense.weight", 2)[0],
@@ -273,6 +281,7 @@ def seed1_config(
         generation_dim=shape("distill_text_proj.weight", 2)[0],
         projection_dim=shape("vision_proj.weight", 2)[0] if text else 256,
         use_text_branch=checkpoint.has_text_branch,
+        use_reconstruction_decoder=checkpoint.has_reconstruction_decoder,
     )
 
 
@@ -407,6 +416,8 @@ def _card(checkpoint: Seed1Checkpoint, files: list[str | os.PathLike | None]) ->
     ]
     if not checkpoint.has_text_branch:
         lines += ["", "The source files hold no text parts, so retrieval by text (`get_text_features`) is missing."]
+    if not checkpoint.has_reconstruction_decoder:
+        lines += ["", "The source files hold no reconstruction decoder, so retrieval by codes alone is missing."]
     if "temp" in checkpoint.tensors:
         temperature = float(checkpoint.tensors["temp"])
         lines += ["", f"Contrastive temperature at the end of stage I: {temperature:.5g}."]
