@@ -50,7 +50,7 @@ class SeedImageTokensLogitsProcessor(LogitsProcessor):
         lowest = torch.finfo(scores.dtype).min
         if self.generation_mode == "text":
             return scores.index_fill(1, torch.arange(self.boi, scores.shape[1], device=scores.device), lowest)
-        written = self._codes_written(input_ids)
+        written = codes_written(input_ids, self.boi, self.eoi, self.num_codes)
         allowed = torch.zeros_like(scores, dtype=torch.bool)
         outside = written < 0
         if self.generation_mode == "interleaved":
@@ -62,15 +62,22 @@ class SeedImageTokensLogitsProcessor(LogitsProcessor):
         allowed[:, self.first_code :] = ((written >= 0) & (written < self.num_codes))[:, None]
         return scores.masked_fill(~allowed, lowest)
 
-    def _codes_written(self, input_ids: torch.LongTensor) -> torch.LongTensor:
-        """`(batch,)`: how many codes the image that is open at the end has; -1 where none is open."""
-        # An open image is at most <img> and num_codes codes long, so only the tail needs looking at.
-        tail = input_ids[:, -(self.num_codes + 1) :]
-        distance = torch.arange(tail.shape[1] - 1, -1, -1, device=tail.device)
-        # Tokens since the last <img>; larger than anything in the tail where there is none.
-        since_opened = torch.where(tail == self.boi, distance, tail.shape[1] + 1).min(dim=1).values
-        since_closed = torch.where(tail == self.eoi, distance, tail.shape[1] + 1).min(dim=1).values
-        return torch.where((since_opened <= tail.shape[1]) & (since_opened < since_closed), since_opened, -1)
+
+def codes_written(input_ids: torch.LongTensor, boi: int, eoi: int, num_codes: int) -> torch.LongTensor:
+    """
+    `(batch,)`: how many codes the image that is open at the end of each row has; -1 where none is open.
+
+    Args:
+        input_ids: `(batch, length)`.
+        boi, eoi: the ids of `<img>` and `</img>`.
+    """
+    # An open image is at most <img> and num_codes codes long, so only the tail needs looking at.
+    tail = input_ids[:, -(num_codes + 1) :]
+    distance = torch.arange(tail.shape[1] - 1, -1, -1, device=tail.device)
+    # Tokens since the last <img>; larger than anything in the tail where there is none.
+    since_opened = torch.where(tail == boi, distance, tail.shape[1] + 1).min(dim=1).values
+    since_closed = torch.where(tail == eoi, distance, tail.shape[1] + 1).min(dim=1).values
+    return torch.where((since_opened <= tail.shape[1]) & (since_opened < since_closed), since_opened, -1)
 
 
 class SeedTokenGuidanceLogitsProcessor(LogitsProcessor):
@@ -85,7 +92,7 @@ class SeedTokenGuidanceLogitsProcessor(LogitsProcessor):
         model: the language model.
         scale: 1 changes nothing; larger follows the prompt more closely.
         unconditional_ids: `(1, length)`, the drawing prompt with an empty caption, up to and with `<img>`.
-        prompt_length: columns of `input_ids` that are the prompt.
+        prompt_length: columns of `input_ids` that are the prompt, up to and with `<img>`.
     """
 
     def __init__(self, model, scale: float, unconditional_ids: torch.LongTensor, prompt_length: int):
@@ -124,4 +131,10 @@ class SeedTokenGuidanceLogitsProcessor(LogitsProcessor):
         return outputs.logits[:, -1]
 
 
-__all__ = ["GENERATION_MODES", "SeedImageTokensLogitsProcessor", "SeedTokenGuidanceLogitsProcessor", "sampling_options"]
+__all__ = [
+    "GENERATION_MODES",
+    "SeedImageTokensLogitsProcessor",
+    "SeedTokenGuidanceLogitsProcessor",
+    "codes_written",
+    "sampling_options",
+]

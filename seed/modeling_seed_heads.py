@@ -51,6 +51,7 @@ class SeedForContrastiveLearning(SeedPreTrainedModel):
             that costs anything was not isolated).
     """
 
+    main_input_name = "input_ids"
     fixed_temperature = 0.0
     label_smoothing = 0.1
 
@@ -155,7 +156,7 @@ class SeedForImageTextPretraining(SeedForContrastiveLearning):
         part = slice(0, count)
         with torch.no_grad():
             text_features = self.model.get_text_features(input_ids[part], attention_mask[part])
-            similarity = query_similarity(image_features[part].detach(), text_features)
+            similarity = query_similarity(image_features[part].detach(), text_features) / losses["temperature"]
         matching = self._match(features[part], input_ids[part], attention_mask[part], groups[part], similarity)
         captioning = self._caption(features[part], input_ids[part], attention_mask[part])
         losses |= {"matching": matching.detach(), "captioning": captioning.detach()}
@@ -165,6 +166,10 @@ class SeedForImageTextPretraining(SeedForContrastiveLearning):
         """
         True pairs against hard negative texts, drawn by their similarity among those of other concepts (BLIP-2 draws
         hard negative images too; leaving them out halves the cost, our choice).
+
+        Args:
+            similarity: `(batch, batch)` of images and texts, divided by the temperature as in the contrastive loss:
+                cosines alone would draw nearly at random.
         """
         weights = similarity.float().softmax(dim=1).masked_fill(groups[:, None] == groups[None, :], 0.0) + 1e-9
         wrong_text = torch.multinomial(weights, 1).squeeze(1)

@@ -14,7 +14,12 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_seed_language import SeedVocabularyFields
-from .generation_seed import GENERATION_MODES, SeedImageTokensLogitsProcessor, SeedTokenGuidanceLogitsProcessor
+from .generation_seed import (
+    GENERATION_MODES,
+    SeedImageTokensLogitsProcessor,
+    SeedTokenGuidanceLogitsProcessor,
+    codes_written,
+)
 
 # The modules that are trained whole beside LoRA: peft's `modules_to_save`.
 VISUAL_MODULES = ("visual_embeddings", "visual_head")
@@ -245,9 +250,10 @@ class SeedLanguageModelMixin:
             input_ids: `(batch, length)`, padded on the left (`attention_mask` says where). In mode "text" it may be
                 `inputs_embeds` instead, or nothing.
             generation_mode: "text" writes words only; "image" one image, exactly `num_codes` codes and `</img>`, after
-                a prompt whose `<img>` is added where it is missing; "interleaved" lets the model choose, and keeps
-                every image that it opens whole.
-            token_guidance_scale: classifier-free guidance in mode "image"; None or 1 is off.
+                a prompt whose `<img>` is added where it is missing, or what is missing of an image whose first codes
+                end the prompt; "interleaved" lets the model choose, and keeps every image that it opens whole.
+            token_guidance_scale: classifier-free guidance in mode "image"; None or 1 is off. Where prompts end with
+                codes, all have to end with as many.
             unconditional_ids: `(1, length)`, the drawing prompt with an empty caption
                 ([`SeedProcessor.unconditional_prompt`]); needed for guidance.
             kwargs: everything else that `generate` takes (sampling, beams, `num_return_sequences`, static cache,
@@ -273,8 +279,8 @@ class SeedLanguageModelMixin:
         prompt = next((given for given in (input_ids, kwargs.get("inputs_embeds")) if given is not None), None)
         prompt_length = 1 if prompt is None else prompt.shape[1]  # without a prompt, transformers starts from SOS
         settings = generation_config or self.generation_config
-        opened = generation_mode != "text" and bool((input_ids[:, -1] == self.config.boi_token_id).any())
-        new_tokens = self._room_for_answer(prompt_length, generation_mode, opened, settings, kwargs)
+        written = None if generation_mode == "text" else self._codes_written(input_ids)
+        new_tokens = self._room_for_answer(prompt_length, generation_mode, written, settings, kwargs)
         kwargs.update(max_new_tokens=new_tokens, max_length=None)
         if generation_mode == "image":
             kwargs.update(eos_token_id=self.config.eoi_token_id, min_new_tokens=None, min_length=0)
@@ -286,8 +292,16 @@ class SeedLanguageModelMixin:
                     "token_guidance_scale works in generation_mode='image' and needs unconditional_ids, which "
                     "SeedProcessor.unconditional_prompt() gives."
                 )
+            begun = written.unique().tolist()
+            if len(begun) > 1:
+                raise ValueError(
+                    f"The images that these prompts have begun have {begun} codes; with token_guidance_scale all rows "
+                    "of a batch need as many."
+                )
             processors.append(
-                SeedTokenGuidanceLogitsProcessor(self, token_guidance_scale, unconditional_ids, prompt_length)
+                SeedTokenGuidanceLogitsProcessor(
+                    self, token_guidance_scale, unconditional_ids, prompt_length - begun[0]
+                )
             )
         processors.extend(logits_processor or [])
         # Last, so that no other processor lets a token through that the grammar forbids.
@@ -301,8 +315,8 @@ class SeedLanguageModelMixin:
         )
 
     def _open_image(self, input_ids: torch.LongTensor, kwargs: dict) -> tuple[torch.LongTensor, dict]:
-        """Lets every prompt end with `<img>`."""
-        opened = input_ids[:, -1] == self.config.boi_token_id
+        """Lets every prompt end with `<img>`, or with the first codes of an image."""
+        opened = self._codes_written(input_ids) >= 0
         if opened.all():
             return input_ids, kwargs
         if opened.any():
@@ -312,29 +326,44 @@ class SeedLanguageModelMixin:
             kwargs = kwargs | {"attention_mask": torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)}
         return torch.cat([input_ids, boi], dim=1), kwargs
 
+    def _codes_written(self, input_ids: torch.LongTensor) -> torch.LongTensor:
+        config = self.config
+        return codes_written(input_ids, config.boi_token_id, config.eoi_token_id, config.num_codes)
+
     def _room_for_answer(
-        self, prompt_length: int, mode: str, opened: bool, settings: GenerationConfig, kwargs: dict
+        self,
+        prompt_length: int,
+        mode: str,
+        written: torch.LongTensor | None,
+        settings: GenerationConfig,
+        kwargs: dict,
     ) -> int:
-        """How many tokens to write; an error where the context or the caller's limit does not let the answer fit."""
+        """
+        How many tokens to write; an error where the context or the caller's limit does not let the answer fit.
+
+        Args:
+            written: how many codes the image has that each prompt leaves open, `(batch,)`, -1 where none is open; None
+                in mode "text".
+        """
         room = self.config.max_position_embeddings - prompt_length
         asked = kwargs.pop("max_new_tokens", None)
         if (max_length := kwargs.pop("max_length", None)) is not None and asked is None:
             asked = max_length - prompt_length
-        whole_image = self.config.num_codes + 1
-        # An image that the prompt has opened is finished, in mode "interleaved" too.
-        least = whole_image if opened else 1
+        opened = written is not None and bool((written >= 0).any())
+        # An image that a prompt has opened is finished, in mode "interleaved" too: the codes it lacks, and </img>.
+        least = self.config.num_codes - int(written[written >= 0].min()) + 1 if opened else 1
         if room < least:
             raise ValueError(
                 f"The prompt has {prompt_length} tokens; with {least} more for the answer it exceeds the context of "
                 f"{self.config.max_position_embeddings}. Shorten the prompt, or give it fewer images."
             )
-        if opened and asked is not None and asked < whole_image:
+        if opened and asked is not None and asked < least:
             raise ValueError(
-                f"max_new_tokens (or max_length) leaves {asked} tokens, which would cut the image short: it has "
-                f"{self.config.num_codes} codes and </img>. Leave the limit out."
+                f"max_new_tokens (or max_length) leaves {asked} tokens, which would cut the image short: it lacks "
+                f"{least - 1} codes and </img>. Leave the limit out."
             )
         if mode == "image":
-            return whole_image
+            return least
         if asked is None and mode == "interleaved" and not settings.max_new_tokens:
             return room  # transformers' default of 20 new tokens is less than an image
         if asked is None:
@@ -423,8 +452,8 @@ class SeedLanguageModelMixin:
         A plain model of `text_model_class` with the same scores, for software that knows only that: words and visual
         tokens in one table each for input and output (untied), padded to a multiple of 64 rows.
 
-        The layers are shared with this model, the tables are new. The padding rows score what `<pad>` does, so that
-        they are never the best choice, and the generation configuration suppresses them.
+        The layers are shared with this model, the tables are new. The padding rows are the mean of all others, which
+        never scores best, and the generation configuration suppresses them.
         """
         first, vocab_size = self.config.boi_token_id, self.config.vocab_size
         rows = -(-vocab_size // pad_to_multiple_of) * pad_to_multiple_of
@@ -445,6 +474,7 @@ class SeedLanguageModelMixin:
             self.visual_embeddings(visual_ids),
             self.visual_head.weight,
         )
+        inputs[vocab_size:], outputs[vocab_size:] = inputs[:vocab_size].mean(0), outputs[:vocab_size].mean(0)
         _share_tensors(self, merged, skip=VISUAL_MODULES)
         merged.set_input_embeddings(
             nn.Embedding.from_pretrained(inputs, freeze=False, padding_idx=embedding.padding_idx)
@@ -455,8 +485,15 @@ class SeedLanguageModelMixin:
         )
         return merged.train(self.training)
 
-    def resize_token_embeddings(self, *args, **kwargs):
-        """Not possible: words and visual tokens are contiguous, so the vocabulary cannot grow after them."""
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs):
+        """
+        Changes nothing, as the vocabulary is fixed; scripts call it to make sure that a tokenizer's words fit.
+
+        Raises:
+            NotImplementedError: another size: words and visual tokens are contiguous, so nothing can come after them.
+        """
+        if new_num_tokens in (None, self.config.vocab_size):
+            return self.get_input_embeddings()
         raise NotImplementedError(
             "The vocabulary of a SEED language model is fixed: words, <img>, </img>, codes. Add words to the text "
             "model and its tokenizer first, then extend it with from_text_model."

@@ -218,9 +218,7 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
         if kwargs.pop("push_to_hub", False):
             raise ValueError("Save first, then push with pipeline.push_to_hub(repo_id).")
         if not kwargs.get("safe_serialization", True):
-            raise ValueError(
-                "safe_serialization is False; pickled weights are not written, as they are not read either."
-            )
+            raise ValueError("safe_serialization is False; weights are saved as safetensors only.")
         root = Path(save_directory)
         self.image_tokenizer.save_pretrained(root / IMAGE_TOKENIZER_FOLDER)
         self.image_processor.save_pretrained(root / IMAGE_TOKENIZER_FOLDER)

@@ -1,6 +1,7 @@
 """SEED's processor: words, images and codes to the token ids of a language model, and back."""
 
 import json
+import numbers
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,7 +63,7 @@ INSTRUCTION_CHAT_TEMPLATE = (
 )
 
 
-class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
+class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
     """
     Words and any number of images, interleaved, as token ids: `<img>`, the image's codes, `</img>` among the words.
 
@@ -189,6 +190,7 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
         """Writes `processor_config.json`, all or nothing, and keeps in it what only [`SeedPipeline`] has set."""
         path = Path(json_file_path)
         kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        kept.pop("image_tokenizer_hash", None)  # of which None means that any will do, not that nothing is said
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text(json.dumps(kept | self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
         temporary.replace(path)
@@ -330,8 +332,8 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
             max_length: longer sequences are an error; the model's context, for example. Nothing is truncated, because
                 half an image is none.
             add_special_tokens: put SOS before the first word (after images that come before it).
-            images_kwargs: for the image processor. text_kwargs: the arguments above that concern text, as
-                transformers' pipelines pass them.
+            images_kwargs: for the image processor, which may also be given among the other arguments. text_kwargs:
+                the arguments above that concern text, as transformers' pipelines pass them.
 
         Returns:
             `input_ids` and `attention_mask`, `(batch, length)`.
@@ -343,13 +345,17 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
         """
         if text_kwargs:
             return self(text, images, codes, images_kwargs=images_kwargs, **unsupported | text_kwargs)
+        of_images = self.image_processor.valid_kwargs.__annotations__.keys() & unsupported.keys()
+        images_kwargs = {name: unsupported.pop(name) for name in of_images} | (images_kwargs or {})
         _refuse(unsupported)
-        rows = self._codes_or_images(codes, images, **(images_kwargs or {}))
+        rows = self._codes_or_images(codes, images, **images_kwargs)
         if text is None:
             if not len(rows):
                 raise ValueError("Pass text, images or codes.")
             text = [IMAGE_PLACEHOLDER] * len(rows)
         texts = [text] if isinstance(text, str) else list(text)
+        if not texts:
+            raise ValueError("text is an empty list; expected at least one text.")
         if not all(isinstance(sample, str) for sample in texts):
             raise TypeError("text is expected to be a text or a list of texts.")
         _check_placeholders(texts, codes if images is None else images, len(rows))
@@ -441,7 +447,13 @@ class SeedProcessor(SeedSequencesMixin, ProcessorMixin):
             if self.name_or_path is None:
                 raise ValueError("This processor was not loaded from a repository: draw with SeedPipeline(codes=...).")
             decoder = self.decoder_repository
-            self._decoder = SeedPipeline.from_pretrained(self.name_or_path, decoder=decoder, **self.hub_options)
+            self._decoder = SeedPipeline.from_pretrained(
+                self.name_or_path,
+                decoder=decoder,
+                image_tokenizer=self.load_image_tokenizer(),
+                dtype=torch.float32,
+                **self.hub_options,
+            )
             self._decoder.to(self._device)
             self._decoder.set_progress_bar_config(disable=True)
         return self._decoder(codes=codes, **kwargs).images
@@ -550,7 +562,7 @@ def _holds_images(group) -> bool:
     """Whether this is a list of images or of codes, not one image's codes or pixels."""
     if isinstance(group, torch.Tensor):
         return group.dim() == 2 and not group.is_floating_point()
-    return isinstance(group, (list, tuple)) and not (group and isinstance(group[0], int))
+    return isinstance(group, (list, tuple)) and not (group and isinstance(group[0], numbers.Integral))
 
 
 def _flatten_codes(codes) -> list:

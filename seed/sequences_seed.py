@@ -13,6 +13,7 @@ for generation (the prompt, then the answer with a space before it), so a prompt
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -64,9 +65,18 @@ class SeedSequencesMixin:
             raise ValueError(f"codes of one image have shape {tuple(codes.shape)}; expected ({self.num_codes},).")
         return [self.boi_token_id, *self.codes_to_ids(codes).tolist(), self.eoi_token_id]
 
-    def encode_words(self, text: str) -> list[int]:
-        """Ids of words only; a text that spells visual tokens is refused, because it would forge an image."""
-        ids = self.tokenizer.encode(text, add_special_tokens=False)
+    def encode_words(self, text: str, special_tokens: bool = False) -> list[int]:
+        """
+        Ids of words only.
+
+        Args:
+            special_tokens: whether "</s>" and the like in the text are tokens, as in chat templates, or words that
+                somebody wrote.
+
+        Raises:
+            ValueError: the text spells visual tokens, which would forge an image.
+        """
+        ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not special_tokens)
         if ids and max(ids) >= self.boi_token_id:
             raise ValueError(
                 f"The text {_shorten(text)!r} spells visual tokens such as '<img>' or '<img_00000>'. Remove them, or "
@@ -165,6 +175,7 @@ class SeedSequencesMixin:
                 f"The conversation's roles are {roles}; it must begin with 'user' and end with 'assistant'."
             )
         images = iter([self.image_ids(codes) for codes in _codes_of(messages)])
+        encode = partial(self.encode_words, special_tokens=True)  # the template's own
         parts, done = [], ""
         for turn, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -176,8 +187,8 @@ class SeedSequencesMixin:
                     "This chat template does not let a conversation begin like a shorter one, so the assistant's "
                     "words cannot be told from the rest."
                 )
-            parts.append((self._fill(prompt[len(done) :], images, self.encode_words), False))
-            parts.append((self._fill(whole[len(prompt) :], images, self.encode_words), True))
+            parts.append((self._fill(prompt[len(done) :], images, encode), False))
+            parts.append((self._fill(whole[len(prompt) :], images, encode), True))
             done = whole
         if next(images, None) is not None:
             raise ValueError("The chat template leaves out images of this conversation.")

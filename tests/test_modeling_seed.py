@@ -1,10 +1,12 @@
 """SeedModel's behaviour. Its numbers are checked against an independent SEED-1 in conversion/test_seed1.py."""
 
+import copy
 import os
 import shutil
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
 from tiny_models import make_tiny_seed_config
 
@@ -585,3 +587,34 @@ def test_parameter_count_of_the_paper():
     # The released code that tokenises and draws has no reconstruction decoder.
     unused = sum(p.numel() for p in model.reconstruction_decoder.parameters())
     assert round((model.num_parameters() - unused) / 1e6) == 1154
+
+
+# What transformers' and accelerate's users expect --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attn_implementation", IMPLEMENTATIONS)
+def test_hidden_states_and_attentions_of_the_causal_qformer(attn_implementation):
+    model = make_model(attn_implementation)
+    output = model(pictures(), output_hidden_states=True)
+    layers = model.config.qformer_config.num_hidden_layers
+    assert [tuple(state.shape) for state in output.hidden_states] == [(2, 32, 48)] * (layers + 1)
+    assert torch.equal(output.hidden_states[-1], output.causal_embeddings)
+    assert model(pictures()).hidden_states is None
+    if attn_implementation == "eager":
+        attentions = model(pictures(), output_attentions=True).attentions
+        assert [tuple(weights.shape) for weights in attentions] == [(2, 4, 32, 32)] * layers
+        for weights in attentions:
+            torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 32))
+            assert weights.triu(1).abs().max() == 0, "no query sees a later one"
+
+
+def test_offloaded_models_make_the_same_codes(model):
+    codes = model.get_image_tokens(pictures())
+    offloaded = cpu_offload(copy.deepcopy(model))
+    assert all(parameter.is_meta for parameter in offloaded.parameters())
+    assert torch.equal(offloaded(pictures()).codes, codes)
+
+
+def test_a_model_from_a_config_and_weights_in_memory(model):
+    again = SeedModel.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    assert torch.equal(again.get_image_tokens(pictures()), model.get_image_tokens(pictures()))

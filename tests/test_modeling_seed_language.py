@@ -166,6 +166,7 @@ class TestExtension:
     def test_vocabulary_cannot_be_resized(self, model):
         with pytest.raises(NotImplementedError, match="fixed"):
             model.resize_token_embeddings(200)
+        assert model.resize_token_embeddings(TOTAL) is model.get_input_embeddings()  # what fits, fits
 
     def test_merged_text_model_scores_the_same(self, pair, tmp_path):
         text_model, model = pair
@@ -175,8 +176,12 @@ class TestExtension:
         assert type(plain) is type(text_model) and plain.config.vocab_size == 192
         torch.testing.assert_close(plain(mixed()).logits[..., :TOTAL], expected, rtol=0, atol=1e-5)
         assert plain.generate(words(), max_new_tokens=12, do_sample=True, temperature=50.0).max() < TOTAL
-        # Software that ignores the generation configuration does not choose the padding either.
-        assert plain(torch.randint(0, TOTAL, (20, 30))).logits.argmax(-1).max() < TOTAL
+        # Software that ignores the generation configuration does not choose the padding either, even where all scores
+        # are negative, as rows of zeros would then win.
+        ids = torch.randint(0, TOTAL, (20, 30))
+        assert plain(ids).logits.argmax(-1).max() < TOTAL
+        plain.get_output_embeddings().weight.data.neg_()
+        assert plain(ids).logits.argmax(-1).max() < TOTAL
 
     def test_a_text_model_in_pieces_is_refused(self, seed_model):
         text_model = TEXT_MODELS["opt"]()
@@ -334,6 +339,31 @@ class TestImageMode:
             total += (against + scale * (conditional - against))[ids[0, step] - BOI].item()
         # transformers normalises before processors, so the sum is the processors' own.
         assert found.sequences_scores.item() == pytest.approx(total / (NUM_CODES + 1), rel=1e-3)
+
+    @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
+    def test_an_image_that_the_prompt_has_begun_is_finished(self, pair, guided):
+        """As the model, left to itself, has gone on after the same codes."""
+        _, model = pair
+        settings = {"generation_mode": "image", "do_sample": False}
+        if guided:
+            settings |= {"token_guidance_scale": 3.0, "unconditional_ids": torch.tensor([[7, 8, BOI]])}
+        whole = model.generate(words(), **settings)
+        assert torch.equal(model.generate(whole[:, : 9 + 1 + 5], **settings), whole)
+        assert torch.equal(model.generate(whole[:, :-1], **settings), whole)  # </img> alone is missing
+        begun = torch.cat([torch.nn.functional.pad(whole[:1, : 9 + 1 + 5], (2, 0), value=1), whole[1:, : 9 + 1 + 7]])
+        if guided:
+            with pytest.raises(ValueError, match=r"have \[5, 7\] codes"):
+                model.generate(begun, **settings)
+            return
+        mask = torch.ones_like(begun)
+        mask[0, :2] = 0
+        ends = model.generate(begun, attention_mask=mask, **settings)
+        assert torch.equal(ends[0, 2 : 2 + whole.shape[1]], whole[0])
+        assert torch.equal(ends[1, : whole.shape[1]], whole[1])
+        with pytest.raises(ValueError, match=f"it lacks {NUM_CODES - 5} codes and </img>"):
+            model.generate(whole[:, : 9 + 1 + 5], generation_mode="interleaved", max_new_tokens=5)
+        with pytest.raises(ValueError, match="let all or none"):
+            model.generate(torch.cat([begun[:1], words(1, begun.shape[1])]), generation_mode="image")
 
     def test_batch_equals_single(self, pair):
         _, model = pair

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
 from tiny_repository import SIZE, make_seed_model, make_seed_pipeline, make_stable_diffusion, pictures
 
@@ -222,3 +222,35 @@ def test_images_may_be_arrays(pipeline):
     array = np.asarray(image)
     assert torch.equal(pipeline.tokenize_images(image), pipeline.tokenize_images([array]))
     assert torch.equal(pipeline.tokenize_images(image), pipeline.tokenize_images(Image.fromarray(array)))
+    # diffusers' own kind of array: floats of 0 .. 1.
+    scaled = np.float32(array) / 255
+    assert torch.equal(pipeline.tokenize_images(image), pipeline.tokenize_images(scaled))
+    assert torch.equal(pipeline.tokenize_images(image), pipeline.tokenize_images(torch.from_numpy(scaled)[None]))
+
+
+def test_what_diffusers_users_pass_is_taken(seed_repository, tmp_path, codes):
+    half = SeedPipeline.from_pretrained(seed_repository, torch_dtype=torch.float16)
+    assert half.unet.dtype == half.image_tokenizer.dtype == torch.float16
+    half.save_pretrained(tmp_path / "half", variant="fp16")
+    again = SeedPipeline.from_pretrained(tmp_path / "half", dtype="float32", variant="fp16")
+    assert again.unet.dtype == again.vae.dtype == torch.float32
+    with pytest.raises(OSError, match="incomplete or damaged"):
+        SeedPipeline.from_pretrained(tmp_path / "half")
+    scheduler = EulerDiscreteScheduler()
+    shared = SeedPipeline.from_pretrained(seed_repository, unet=half.unet, vae=half.vae, scheduler=scheduler)
+    assert shared.unet is half.unet and shared.vae is half.vae and shared.scheduler is scheduler
+    with pytest.raises(ValueError, match="dtype is 'float31'"):
+        SeedPipeline.from_pretrained(seed_repository, dtype="float31")
+    with pytest.raises(ValueError, match="safetensors only"):
+        half.save_pretrained(tmp_path / "pickled", safe_serialization=False)
+
+
+def test_the_decoders_own_class_of_vae_is_loaded(seed_repository, tmp_path):
+    shutil.copytree(seed_repository, tmp_path / "repository")
+    kind = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1), latent_channels=4,
+    )  # fmt: skip
+    shutil.rmtree(tmp_path / "repository" / "decoder" / "vae")
+    kind.save_pretrained(tmp_path / "repository" / "decoder" / "vae")
+    assert isinstance(SeedPipeline.from_pretrained(tmp_path / "repository").vae, AutoencoderTiny)

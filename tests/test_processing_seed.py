@@ -1,6 +1,7 @@
 """The processor: sequences against ids spelled out by hand, the round trip of words and images, and bad input."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -194,6 +195,18 @@ def test_words_cannot_forge_images(processor, codes, text):
             make()
 
 
+def test_words_cannot_forge_the_end(processor, codes):
+    """Somebody's "</s>" (HTML's end of what is struck out) is words; a chat template's is the token."""
+    for example in (
+        processor.caption_example(codes[0], "a cat</s> dog"),
+        processor.question_example(codes[0], "what</s>?", "dog"),
+        processor.drawing_example("a cat</s> dog", codes[0]),
+    ):
+        assert example["input_ids"].count(EOS) == 2  # SOS, which is the same token, and the end
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "dog"}]
+    assert learnt(processor.instruction_example(turns, "instruction"))[-1] == EOS
+
+
 def test_empty_answers_teach_nothing(processor, codes):
     with pytest.raises(ValueError, match="The caption is ' '; expected words"):
         processor.caption_example(codes[0], " ")
@@ -241,7 +254,27 @@ def test_images_become_their_codes(processor):
     )
 
 
+def test_image_settings_may_stand_among_the_arguments(seed_repository):
+    processor = SeedProcessor(
+        SeedImageProcessorPil(size={"height": 28, "width": 28}), tiny_processor().tokenizer, codebook_size=64
+    )
+    model = make_seed_model()
+    processor.set_image_tokenizer(model)
+    raw = torch.rand(3, 28, 28)
+    ids = processor(images=raw, do_rescale=False)["input_ids"]
+    pixels = processor.image_processor(raw, do_rescale=False, return_tensors="pt")["pixel_values"]
+    assert ids[0, 1:33].tolist() == processor.codes_to_ids(model.get_image_tokens(pixels))[0].tolist()
+    assert torch.equal(processor(images=raw, images_kwargs={"do_rescale": False})["input_ids"], ids)
+    assert not torch.equal(processor(images=raw)["input_ids"], ids)
+    with pytest.raises(TypeError, match="Unknown argument 'do_dance'"):
+        processor(images=raw, do_dance=True)
+
+
 def test_placeholders_and_images_must_agree(processor, codes):
+    rows = [list(np.asarray(row)) for row in codes[:2]]  # lists of numpy's integers are codes, not lists of images
+    assert torch.equal(processor(codes=rows)["input_ids"], processor(codes=codes[:2])["input_ids"])
+    with pytest.raises(ValueError, match="text is an empty list"):
+        processor(text=[], codes=codes)
     for text, given in [("<image> <image>", 1), ("<image>", 2), ("none", 1), ("<image>", 0)]:
         message = f"{text.count('<image>')} <image> placeholders for {given} images"
         with pytest.raises(ValueError, match=message):
@@ -379,6 +412,25 @@ def test_images_are_tokenised_on_the_device_that_was_chosen(seed_repository, tmp
     assert later.load_image_tokenizer().device.type == "meta"
     later.save_pretrained(tmp_path / "saved")
     assert "device" not in (tmp_path / "saved" / "processor_config.json").read_text()
+
+
+def test_a_hash_that_is_taken_away_is_not_kept_in_the_file(tmp_path):
+    processor = tiny_processor(token_temperature=0.5)
+    for stored in ("0" * 64, None):
+        processor.image_tokenizer_hash = stored
+        processor.save_pretrained(tmp_path)
+    again = SeedProcessor.from_pretrained(tmp_path)
+    assert again.image_tokenizer_hash is None and again.token_temperature == 0.5
+
+
+def test_draws_with_the_image_tokenizer_that_it_has(seed_repository, tmp_path):
+    shutil.copytree(seed_repository, tmp_path / "repository")
+    tiny_processor(tmp_path / "repository")
+    processor = SeedProcessor.from_pretrained(tmp_path / "repository")
+    codes = torch.randint(0, 64, (1, 32), generator=torch.Generator().manual_seed(0))
+    processor.draw(codes, num_inference_steps=1)
+    assert processor._decoder.image_tokenizer is processor.load_image_tokenizer()
+    assert processor._decoder.unet.dtype == processor._decoder.image_tokenizer.dtype == torch.float32
 
 
 def test_another_image_tokenizer_is_refused(processor):

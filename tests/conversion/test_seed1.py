@@ -182,6 +182,27 @@ def test_without_text_parts_there_is_no_text_branch(tmp_path):
         model.get_text_features(inputs()[1])
 
 
+def test_what_the_released_inference_class_saves_converts(tmp_path):
+    """It has no reconstruction decoder (`pos_embed`, `blocks`), which only training and retrieval by codes use."""
+    reference = ReferenceSeed1().randomize(seed=1)
+    files = reference.save(tmp_path)
+    edit(files, "seed_tokenizer", tmp_path, lambda content: [
+        content.pop(name) for name in list(content) if name == "pos_embed" or name.startswith("blocks.")
+    ])  # fmt: skip
+    config = convert_seed1(**files, output=tmp_path / "out", **HEADS)
+    assert not config.use_reconstruction_decoder
+    model = SeedModel.from_pretrained(tmp_path / "out")
+    expected, pixel_values = reference.stages(*inputs()), inputs()[0]
+    assert torch.equal(model.get_image_tokens(pixel_values), expected["codes"])
+    torch.testing.assert_close(
+        model.decode_image_tokens(expected["codes"]), expected["generation_embeddings"], **TOLERANCE
+    )
+    torch.testing.assert_close(model.get_image_features(pixel_values), expected["image_features"], **TOLERANCE)
+    with pytest.raises(ValueError, match="no reconstruction decoder"):
+        model.get_image_features(codes=expected["codes"])
+    assert "no reconstruction decoder" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_the_fortieth_block_of_eva_is_left_out(tmp_path):
     """BLIP-2 and SEED run 39 blocks of a file that holds 40; other surplus has to be named."""
     reference = ReferenceSeed1(text=False, vision={"depth": 39}).randomize()

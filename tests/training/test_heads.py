@@ -51,6 +51,24 @@ def test_stage_one_trains_the_qformer_and_not_the_vision_model(config):
     assert not head.model.vision_model.training
 
 
+def test_negatives_are_drawn_by_similarity_over_the_temperature(config, monkeypatch):
+    """BLIP-2's rule: in proportion to what the contrastive loss takes for the probability of the pair."""
+    head, inputs, drawn = SeedForImageTextPretraining(config).eval(), batch(config), []
+    multinomial = torch.multinomial
+    monkeypatch.setattr(
+        torch, "multinomial", lambda weights, *rest: drawn.append(weights) or multinomial(weights, *rest)
+    )
+    with torch.no_grad():
+        head(**inputs)
+        images = head.model.get_image_features(inputs["pixel_values"]).double().numpy()
+        texts = head.model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).double().numpy()
+    expected = np.exp(images @ texts.T / 0.07)
+    expected[inputs["groups"].numpy()[:, None] == inputs["groups"].numpy()[None]] = 0
+    expected /= expected.sum(1, keepdims=True)
+    found = drawn[0].double().numpy()
+    np.testing.assert_allclose(found / found.sum(1, keepdims=True), expected, atol=1e-5)
+
+
 def test_pretraining_adds_matching_and_captioning(config):
     config.qformer_config.causal = False
     head = SeedForImageTextPretraining(config).eval()
@@ -275,3 +293,22 @@ def test_a_checkpoint_of_a_stage_loads_as_the_image_tokenizer(tmp_path, config):
     model = SeedModel.from_pretrained(tmp_path)
     for name, tensor in head.model.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_changes_no_gradient(config, use_reentrant):
+    config.qformer_config.hidden_dropout_prob = config.qformer_config.attention_probs_dropout_prob = 0.0
+    config.reverse_qformer_config.hidden_dropout_prob = 0.0
+    config.reverse_qformer_config.attention_probs_dropout_prob = 0.0
+    head, inputs = stage_two(config)
+    head.train()
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            head.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        head.zero_grad()
+        head(**inputs).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in head.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 20
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=lambda text, name=name: f"{name}: {text}")

@@ -210,6 +210,7 @@ def test_shipped_recipes_are_valid(path):
             "tiny": {"question"},
             "tiny_second": {"question"},
             "tiny_third": {"question", "text"},
+            "tiny_fourth": {"question", "text"},
             "position_scales": {"question", "text"},
         }.get(path.stem, set())
     assert set(load_language_recipe(path).tasks) == TASKS_OF_STAGES[path.parent.name] | further
