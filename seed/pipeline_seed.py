@@ -22,7 +22,7 @@ from .image_processing_seed import SeedImageProcessorPil
 from .modeling_seed import SeedModel
 from .modeling_seed_llama import SeedLlamaForCausalLM
 from .modeling_seed_opt import SeedOPTForCausalLM
-from .processing_seed import SeedProcessor
+from .processing_seed import IMAGES_PER_BATCH, SeedProcessor, flatten_images
 from .repository_seed import (
     DECODER_FOLDER,
     IMAGE_TOKENIZER_FOLDER,
@@ -244,10 +244,15 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             images: a PIL image, a path, an array or a tensor, or a list of them. Floats of 0 .. 1 are what diffusers
                 returns for "np" and "pt".
         """
-        pixel_values = self.image_processor(_as_bytes(images), return_tensors="pt")["pixel_values"]
+        images = self.image_processor.fetch_images(flatten_images(_as_bytes(images)))
+        if not images:
+            raise ValueError("images is empty; expected at least one.")
         # accelerate's offloading listens to forward only, which would go on to decode the codes.
-        tokenize = apply_forward_hook(type(self.image_tokenizer).get_image_tokens)
-        return tokenize(self.image_tokenizer, pixel_values.to(self._execution_device))
+        tokenize, codes = apply_forward_hook(type(self.image_tokenizer).get_image_tokens), []
+        for start in range(0, len(images), IMAGES_PER_BATCH):
+            batch = self.image_processor(images[start : start + IMAGES_PER_BATCH], return_tensors="pt")
+            codes.append(tokenize(self.image_tokenizer, batch["pixel_values"].to(self._execution_device)))
+        return torch.cat(codes)
 
     @torch.no_grad()
     def encode_codes(self, codes: torch.LongTensor, prefix_length: int | Sequence[int] | None = None) -> torch.Tensor:

@@ -16,7 +16,7 @@ from .sequences_seed import IMAGE_PLACEHOLDER, SeedSequencesMixin
 BOI_TOKEN, EOI_TOKEN, CODE_TOKEN = "<img>", "</img>", "<img_{:05d}>"
 # What `processor_config.json` calls the processor's pointers: [`SeedPipeline`] reads the same file.
 _POINTERS = {"image_repository": "image_tokenizer", "decoder_repository": "decoder"}
-_IMAGES_PER_BATCH = 32
+IMAGES_PER_BATCH = 32
 
 # A message's images that come before its words, and the rest. `message.content` is a text or a list of parts.
 _READ_CONTENT = """
@@ -291,14 +291,12 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
             images: an image (PIL, array, tensor, path or address), or lists of them.
             images_kwargs: of the image processor.
         """
-        images = self.image_processor.fetch_images(_flatten_images(images))
+        images = self.image_processor.fetch_images(flatten_images(images))
         if not images:
             return torch.empty(0, self.num_codes, dtype=torch.long)
         model, codes = self.load_image_tokenizer(), []
-        for start in range(0, len(images), _IMAGES_PER_BATCH):
-            batch = self.image_processor(
-                images[start : start + _IMAGES_PER_BATCH], return_tensors="pt", **images_kwargs
-            )
+        for start in range(0, len(images), IMAGES_PER_BATCH):
+            batch = self.image_processor(images[start : start + IMAGES_PER_BATCH], return_tensors="pt", **images_kwargs)
             codes.append(model.get_image_tokens(batch["pixel_values"].to(model.device)).cpu())
         return torch.cat(codes)
 
@@ -576,10 +574,10 @@ def _flatten_codes(codes) -> list:
     return [row for part in codes for row in _flatten_codes(part)]
 
 
-def _flatten_images(images) -> list:
+def flatten_images(images) -> list:
     """One entry per image, from an image, a batch as array or tensor, or lists of any depth."""
     if isinstance(images, (list, tuple)):
-        return [image for part in images for image in _flatten_images(part)]
+        return [image for part in images for image in flatten_images(part)]
     if getattr(images, "ndim", 3) == 4:
         return list(images)
     return [str(images) if isinstance(images, Path) else images]
