@@ -29,7 +29,11 @@ FLOAT32 = {"dtype": "float32"}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image-tokenizer", required=True, help="folder of stage II's model")
-    parser.add_argument("--decoder", required=True, help="folder of the Stable Diffusion model")
+    parser.add_argument(
+        "--decoder",
+        required=True,
+        help="folder of the Stable Diffusion model, or that of train_stable_diffusion.py, which has it in pipeline/",
+    )
     parser.add_argument("--captions", required=True, help="image-text data whose first captions `seed demo` knows")
     parser.add_argument("--guidance-scale", type=float, default=7.5)
     parser.add_argument("--num-inference-steps", type=int, default=50)
@@ -43,7 +47,10 @@ def main() -> None:
     arguments = parser.parse_args()
     dtype = getattr(torch, arguments.dtype)
 
-    decoder = StableDiffusionPipeline.from_pretrained(arguments.decoder, dtype=dtype, safety_checker=None)
+    decoder_source = Path(arguments.decoder)
+    if not (decoder_source / "model_index.json").is_file() and (decoder_source / "pipeline").is_dir():
+        decoder_source /= "pipeline"
+    decoder = StableDiffusionPipeline.from_pretrained(decoder_source, dtype=dtype, safety_checker=None)
     image_tokenizer = SeedModel.from_pretrained(arguments.image_tokenizer, dtype=dtype)
     pipeline = SeedPipeline(
         image_tokenizer=image_tokenizer,

@@ -259,7 +259,7 @@ def train_unet(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", "--config", type=Path, required=True)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="training Parquet files")
     parser.add_argument("--validation", type=Path, nargs="*", default=[], help="Parquet files to measure losses on")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__, default_model
-from .command_line import choose_device, positive
+from .command_line import choose_device, noise_seed, positive, scale
 from .hardware import keep_freed_memory
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -78,7 +78,7 @@ def _add_demo(verbs) -> None:
     )
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="your pictures")
     parser.add_argument("--output", default="seed_demo.png", help="the contact sheet (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise that drawings start from")
+    parser.add_argument("--seed", type=noise_seed, default=0, help="of the noise that drawings start from")
     _add_model_options(parser, batch_size=48)
     parser.set_defaults(func=run_demo)
 
@@ -107,7 +107,7 @@ def _add_detokenize(verbs) -> None:
     parser = verbs.add_parser("detokenize", help="a Parquet file of codes to drawings")
     parser.add_argument("codes", metavar="FILE", help="as `seed tokenize` writes it")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the drawings")
-    parser.add_argument("--seed", type=int, default=0, help="row r is drawn from noise of seed SEED + r")
+    parser.add_argument("--seed", type=noise_seed, default=0, help="row r is drawn from noise of seed SEED + r")
     parser.add_argument("--force", action="store_true", help="draw codes that another image tokenizer made")
     _add_model_options(parser, batch_size=16)
     parser.set_defaults(func=run_detokenize)
@@ -118,7 +118,7 @@ def _add_reconstruct(verbs) -> None:
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("--output", required=True, metavar="FILE", help="the drawing")
     parser.add_argument("--prefix-length", type=int, metavar="K", help="draw from the first K codes (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise that the drawing starts from")
+    parser.add_argument("--seed", type=noise_seed, default=0, help="of the noise that the drawing starts from")
     _add_model_options(parser)
     parser.set_defaults(func=run_reconstruct)
 
@@ -142,12 +142,12 @@ def _add_draw(verbs) -> None:
     parser = verbs.add_parser("draw", help="drawings of what words say")
     parser.add_argument("prompt", metavar="PROMPT")
     parser.add_argument("--count", type=positive, default=1, help="drawings, side by side on one sheet")
-    parser.add_argument("--seed", type=int, default=0, help="drawing k starts from SEED + k")
+    parser.add_argument("--seed", type=noise_seed, default=0, help="drawing k starts from SEED + k")
     parser.add_argument("--output", required=True, metavar="FILE", help="the picture to write")
-    parser.add_argument("--guidance-scale", type=float, help="of the diffusion (default: the model's setting)")
-    parser.add_argument("--token-guidance-scale", type=float, help="of the language model (likewise)")
+    parser.add_argument("--guidance-scale", type=scale, help="of the diffusion (default: the model's setting)")
+    parser.add_argument("--token-guidance-scale", type=scale, help="of the language model (likewise)")
     parser.add_argument(
-        "--token-temperature", type=float, help="at which codes are sampled; 0: the likeliest (likewise)"
+        "--token-temperature", type=scale, help="at which codes are sampled; 0: the likeliest (likewise)"
     )
     parser.add_argument("--num-inference-steps", type=positive, help="of the diffusion (likewise)")
     _add_model_options(parser)
@@ -166,11 +166,13 @@ def run_demo(args: argparse.Namespace) -> int:
     started = time.monotonic()
     print("Importing torch, transformers and diffusers", flush=True)
     from .data.detokenization import check_image_path, save_image
-    from .data.images import list_images
+    from .data.images import list_images, load_image
     from .demo import QUESTION, contact_sheet, run_demo, shipped_pictures
 
     check_image_path(args.output)
     own = list_images(args.images) if args.images else []
+    for path in own:
+        load_image(path)  # before anything is loaded
     rows, drawn_prompts = run_demo(
         args.model or default_model(),
         [*own, *shipped_pictures()],
@@ -237,16 +239,29 @@ def run_reconstruct(args: argparse.Namespace) -> int:
 
 
 def run_caption(args: argparse.Namespace) -> int:
+    from .data.images import InvalidImageError, load_image
     from .language_tasks import caption_pictures
 
-    for image, caption in zip(args.images, caption_pictures(_language_model(args), args.images)):
-        print(f"{image}: {caption}")
-    return 0
+    usable, broken = [], 0
+    for path in args.images:  # before the model is loaded, and all of them, so that they can be put right at once
+        try:
+            load_image(Path(path))
+            usable.append(path)
+        except InvalidImageError as error:
+            print(f"seed: error: {error}", file=sys.stderr)
+            broken = 2
+    if usable:
+        for image, caption in zip(usable, caption_pictures(_language_model(args), usable)):
+            print(f"{image}: {caption}")
+    return broken
 
 
 def run_ask(args: argparse.Namespace) -> int:
+    from .data.images import load_image
     from .language_tasks import answer_question
 
+    _require_words("question", args.question)
+    load_image(Path(args.image))  # before the model is loaded
     print(answer_question(_language_model(args), args.image, args.question))
     return 0
 
@@ -255,6 +270,7 @@ def run_draw(args: argparse.Namespace) -> int:
     from .data.detokenization import check_image_path, save_image
     from .language_tasks import draw_prompts, tile
 
+    _require_words("prompt", args.prompt)
     check_image_path(args.output)
     settings = ("guidance_scale", "token_guidance_scale", "token_temperature", "num_inference_steps")
     chosen = {name: getattr(args, name) for name in settings if getattr(args, name) is not None}
@@ -262,6 +278,11 @@ def run_draw(args: argparse.Namespace) -> int:
     save_image(tile(drawings), args.output)
     print(f"Wrote {args.output}: {args.prompt}.")
     return 0
+
+
+def _require_words(name: str, text: str) -> None:
+    if not text.strip():
+        raise ValueError(f"The {name} is {text!r}; expected words.")
 
 
 def _language_model(args: argparse.Namespace):

@@ -1,6 +1,7 @@
 """Argument types that the `seed` command's verbs share."""
 
 import argparse
+import math
 
 
 def positive(text: str) -> int:
@@ -11,6 +12,28 @@ def positive(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+def noise_seed(text: str) -> int:
+    """The seed of a random generator, 0 .. 2**63 - 1, for argparse's `type`."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if not 0 <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"{number} is not within 0 .. 2**63 - 1")
+    return number
+
+
+def scale(text: str) -> float:
+    """A finite number of at least 0, for argparse's `type`."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    if not (math.isfinite(number) and number >= 0):
+        raise argparse.ArgumentTypeError(f"{number} is not a finite number of at least 0")
     return number
 
 
@@ -33,4 +56,4 @@ def choose_device(name: str | None):
         raise ValueError(f"--device {name}: expected cpu, cuda or cuda:N.") from error
 
 
-__all__ = ["choose_device", "positive"]
+__all__ = ["choose_device", "noise_seed", "positive", "scale"]

@@ -2,15 +2,18 @@
 
 import json
 import numbers
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi
 from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
 from .modeling_seed import SeedModel
-from .repository_seed import IMAGE_TOKENIZER_FOLDER, fetch, follow_pointer
+from .repository_seed import IMAGE_TOKENIZER_FOLDER, fetch, follow_pointer, point_to, read_settings
 from .sequences_seed import IMAGE_PLACEHOLDER, SeedSequencesMixin
 
 BOI_TOKEN, EOI_TOKEN, CODE_TOKEN = "<img>", "</img>", "<img_{:05d}>"
@@ -174,6 +177,80 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
             if key in processor_dict:
                 processor_dict[argument] = processor_dict.pop(key)
         return super().from_args_and_dict(args, processor_dict, **kwargs)
+
+    def save_pretrained(
+        self, save_directory: str | Path, push_to_hub: bool = False, whole: bool = False, **kwargs
+    ) -> None:
+        """
+        As in transformers. In another folder than the one it was loaded from, `processor_config.json` points to where
+        the image tokenizer and the decoder lie, so that what is saved reads and draws images at once.
+
+        Args:
+            push_to_hub: saves, then does what `push_to_hub` does; `kwargs` are its arguments, `repo_id` the folder's
+                name if not given.
+            whole: copies those of them that lie in local folders outside of `save_directory` into it, so that it can be
+                moved or uploaded.
+        """
+        if push_to_hub:
+            self.save_pretrained(save_directory, whole=whole)
+            self.push_to_hub(kwargs.pop("repo_id", None) or Path(save_directory).name, **kwargs)
+            return
+        loaded = {argument: getattr(self, argument) for argument in _POINTERS}
+        try:
+            for argument, part in _POINTERS.items():
+                setattr(self, argument, self._pointer_from(Path(save_directory), part, loaded[argument], whole))
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            for argument, pointer in loaded.items():
+                setattr(self, argument, pointer)
+
+    def _pointer_from(self, root: Path, part: str, pointer: str | None, whole: bool) -> str | None:
+        """What the file in the folder `root` says of where a part lies."""
+        if (root / part).is_dir():
+            return part
+        found = pointer
+        if self.name_or_path is not None and root.resolve() != Path(self.name_or_path).resolve():
+            stored = read_settings(fetch(self.name_or_path, self.hub_options, ["*.json"])).get(part)
+            if pointer == stored:  # else it was set since, and is taken at its word
+                found = point_to(self.name_or_path, part, root)
+        if found is None or not whole or not (root / found).is_dir():
+            return pointer if found is None else found
+        shutil.copytree(root / found, root / part)
+        return part
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload SeedProcessor",
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        **ignored,
+    ) -> str:
+        """
+        Uploads the processor, and with it the image tokenizer and the decoder if they lie in local folders;
+        `model.push_to_hub` into the same repository makes it complete. Arguments as in transformers.
+
+        Returns:
+            The address of the commit.
+        """
+        api = HfApi()
+        repo_id = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, whole=True)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+            )
+        return str(commit)
 
     def to_dict(self) -> dict:
         models = self._image_tokenizer, self._decoder

@@ -228,6 +228,8 @@ def test_draw(language_repository, tmp_path, capsys):
         (["caption", "mine.png"], "has no config.json, so no language model"),
         (["draw", "a dog", "--output", "x.png"], "no language model"),
         (["draw", "a dog", "--output", "no/x.png"], "no: no such folder"),
+        (["draw", " ", "--output", "x.png"], "The prompt is ' '; expected words"),
+        (["ask", "mine.png", ""], "The question is ''; expected words"),
     ],
 )
 def test_mistakes_are_one_clear_line(arguments, message, seed_repository, image, tmp_path, monkeypatch, capsys):
@@ -239,6 +241,27 @@ def test_mistakes_are_one_clear_line(arguments, message, seed_repository, image,
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("seed: error: ") and message in error
     assert [path.name for path in tmp_path.iterdir()] == ["mine.png"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--seed", 2**64), ("--seed", -1), ("--seed", "x"), ("--guidance-scale", "nan"), ("--token-temperature", -1)],
+)
+def test_numbers_out_of_range_are_named(option, value, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run("draw", "a dog", "--output", tmp_path / "x.png", f"{option}={value}")
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert option in error and str(value) in error
+
+
+def test_broken_pictures_are_all_named_and_the_others_captioned(language_repository, image, tmp_path, capsys):
+    broken = [tmp_path / "one.png", tmp_path / "two.png"]
+    for path in broken:
+        path.write_bytes(b"no picture")
+    assert run("caption", broken[0], image, broken[1], "--model", language_repository) == 2
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{image}: ") and len(captured.out.splitlines()) == 1
+    assert [line.split(": ")[2] for line in captured.err.strip().splitlines()] == [str(path) for path in broken]
 
 
 def test_debug_raises(tmp_path):

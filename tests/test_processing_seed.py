@@ -2,11 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from tiny_language import tiny_processor, tiny_text_tokenizer
+from huggingface_hub import HfApi
+from tiny_language import make_language_repository, tiny_processor, tiny_text_tokenizer
 from tiny_repository import make_seed_model, make_seed_pipeline, pictures
 from transformers import AutoProcessor
 
@@ -421,6 +424,43 @@ def test_a_hash_that_is_taken_away_is_not_kept_in_the_file(tmp_path):
         processor.save_pretrained(tmp_path)
     again = SeedProcessor.from_pretrained(tmp_path)
     assert again.image_tokenizer_hash is None and again.token_temperature == 0.5
+
+
+def test_what_is_saved_elsewhere_reads_and_draws_at_once(tmp_path):
+    make_language_repository(tmp_path / "repository")
+    processor = SeedProcessor.from_pretrained(tmp_path / "repository")
+    expected = processor.tokenize_images(pictures(2))
+    (tmp_path / "there").mkdir()
+    processor.save_pretrained(tmp_path / "there" / "saved")
+    (tmp_path / "there").rename(tmp_path / "elsewhere")  # not moved out of reach: one level stays one level
+    saved = SeedProcessor.from_pretrained(tmp_path / "elsewhere" / "saved")
+    assert torch.equal(saved.tokenize_images(pictures(2)), expected)
+    assert len(saved.draw(expected, num_inference_steps=1)) == 2
+    # Twice removed, and made whole: nothing outside of the folder is needed any more.
+    saved.save_pretrained(tmp_path / "whole", whole=True)
+    assert saved.image_repository.startswith("../"), "the processor itself still points to where it was loaded from"
+    shutil.rmtree(tmp_path / "repository")
+    whole = SeedProcessor.from_pretrained(tmp_path / "whole")
+    assert torch.equal(whole.tokenize_images(pictures(2)), expected)
+    assert len(whole.draw(expected, num_inference_steps=1)) == 2
+
+
+def test_what_is_pushed_is_whole(tmp_path, monkeypatch):
+    make_language_repository(tmp_path / "repository")
+    uploaded = []
+
+    def upload_folder(api, *, repo_id, folder_path, **options):
+        uploaded.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
+        return "commit"
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda api, repo_id, **options: SimpleNamespace(repo_id=f"me/{repo_id}"))
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    processor = SeedProcessor.from_pretrained(tmp_path / "repository")
+    assert processor.push_to_hub("mine") == "commit"
+    processor.save_pretrained(tmp_path / "mine", push_to_hub=True)
+    assert [name for name, _ in uploaded] == ["me/mine", "me/mine"]
+    for _, files in uploaded:
+        assert {"decoder", "image_tokenizer", "processor_config.json", "tokenizer.json"} <= set(files)
 
 
 def test_draws_with_the_image_tokenizer_that_it_has(seed_repository, tmp_path):

@@ -68,13 +68,14 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         raise
     except Exception as error:  # what Pillow's decoders raise on damaged files differs by format
         fault, advice = _diagnose(error)
-        raise InvalidImageError(name, fault, advice, detail=str(error) if fault == DAMAGED else "") from error
+        detail = str(error) if fault == DAMAGED or isinstance(error, Image.DecompressionBombError) else ""
+        raise InvalidImageError(name, fault, advice, detail) from error
 
 
 DAMAGED = "truncated or damaged"
 _FAULTS = (
     (FileNotFoundError, "no such file", "Check the path, or the folder that paths are relative to."),
-    (IsADirectoryError, "a folder, not an image", "Use list_images to find the images in it."),
+    (IsADirectoryError, "a folder, not an image", "Name the images in it."),
     (PermissionError, "may not be read", "Change its permissions."),
     (UnidentifiedImageError, "not an image that Pillow can read", "Convert it to PNG or JPEG, or remove it."),
     (Image.DecompressionBombError, "too large", "Scale it down first."),

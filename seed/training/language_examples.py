@@ -288,7 +288,10 @@ class LanguageDataset(Dataset):
                     "%s is left out: as a %s it has %d tokens, and %d fit.",
                     example["name"], task, len(example["input_ids"]), self.max_length,
                 )  # fmt: skip
-        raise ValueError(f"Every {task} example is longer than {self.max_length} tokens; raise the recipe's capacity.")
+        raise ValueError(
+            f"Every {task} example is longer than {self.max_length} tokens, the lesser of the recipe's capacity and "
+            "the model's context (max_position_embeddings): raise the capacity, or train a model with a longer context."
+        )
 
     def _example(self, task: str, which: int, turn: int, rng: np.random.Generator) -> dict:
         """The task's example number `turn` of the whole run."""

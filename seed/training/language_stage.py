@@ -139,7 +139,7 @@ def save_language_model(
     processor.image_repository = point_to(image_tokenizer, IMAGE_TOKENIZER_FOLDER, output)
     # None where an image tokenizer of its own is given: the model captions and answers without.
     processor.decoder_repository = point_to(image_tokenizer, DECODER_FOLDER, output)
-    processor.name_or_path = str(output)  # where its pointers now start
+    processor.name_or_path = None  # its pointers start at `output`, wherever it is saved first
     save_adapter(model, output / "adapter", base_model)
     merged = merge(model).eval()
     merged.config.use_cache = True  # Trainer has turned it off; generation would read everything again at every token
@@ -153,6 +153,7 @@ def save_language_model(
             shutil.rmtree(output / item.name, ignore_errors=True)
         os.replace(item, output / item.name)
     partial.rmdir()
+    processor.name_or_path = str(output)
     return merged
 
 

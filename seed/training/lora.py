@@ -16,6 +16,7 @@ from ..modeling_seed_language import VISUAL_MODULES, SeedLanguageModelMixin
 from ..modeling_seed_llama import SeedLlamaForCausalLM
 from ..modeling_seed_opt import SeedOPTForCausalLM
 from ..processing_seed import SeedProcessor
+from ..repository_seed import fetch
 from .language_examples import LoraRecipe
 
 # Every matrix of attention and feed-forward layers.
@@ -60,6 +61,7 @@ def open_language_model(
 
 
 def _open_base(name: str, image_tokenizer: SeedModel, image_processor, dtype):
+    fetch(name, {}, ["*.json"])  # says so where there is no such folder or repository
     config = AutoConfig.from_pretrained(name)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     if isinstance(config, SeedVocabularyFields):

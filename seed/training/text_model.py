@@ -79,7 +79,10 @@ def read_mixture(path: str | Path, weights: Mapping[str, float], seed: int = 0) 
     sources = table["source"].to_pylist() if "source" in columns else [None] * len(texts)
     unknown = sorted(weights.keys() - set(sources))
     if unknown:
-        raise ValueError(f"The recipe weighs {unknown}, but {path} has the sources {sorted(set(sources))}.")
+        raise ValueError(
+            f"The recipe weighs {unknown}, but {path} has the sources {sorted(set(sources))}: change the recipe's "
+            "`weights`, or leave them out to take all texts once."
+        )
     rng = random.Random(seed)
     mixture = []
     for text, source in zip(texts, sources):
