@@ -31,6 +31,8 @@ TASKS = {
     "instruction": "messages",
     "text": "text",
 }
+# Marks a file of views; its values number the views of a picture, 0 is the picture itself.
+VIEW_COLUMN = "view"
 # Of the frozen weights: the setting of `TrainingArguments` that computes in it.
 DTYPES = {"float32": None, "bfloat16": "bf16", "float16": "fp16"}
 
@@ -127,8 +129,10 @@ class LanguageFile:
     | `text` | `text`; what does not fit is cut off |
 
     A file of text alone, as examples/build_text.py writes it, has no codes and needs no stamp. Rows without words (no
-    or empty captions, question, answers, segments, messages or text) are left out, and one warning counts them. Rows
-    of one `id` are views of one picture, the first of them the picture itself; an epoch takes one of them.
+    or empty captions, question, answers, segments, messages or text) are left out, and one warning counts them. Every
+    row is a picture (or a question, document, ...) of its own, whatever its `id`: shards may count theirs from 0 each.
+    Only in a file with a column `view`, as [`write_views`] writes it, are rows of one `id` views of one picture, the
+    first of them the picture itself; an epoch takes one of them.
 
     Args:
         path: as `seed tokenize` and examples/build_codes.py write it.
@@ -160,20 +164,19 @@ class LanguageFile:
         if "question" in wanted:
             wanted |= {"answer", "answers"}
         self.table = pq.read_table(self.path, columns=[name for name in columns if name in wanted])
-        self.codes, self.rows = None, np.arange(len(self.table))
-        ids = self.rows
+        self.codes, ids = None, np.arange(len(self.table))
         if {"captions", "question"} & set(columns):
             file = read_codes(self.path, codebook_size, num_codes)
-            self.codes, ids = file.codes.numpy().astype(np.int32), file.ids
+            self.codes = file.codes.numpy().astype(np.int32)
+            if VIEW_COLUMN in columns and "question" not in columns:  # several questions about one picture are no views
+                ids = np.asarray(file.ids)
         usable = _usable_rows(self.table, str(path))
         self.rows = np.flatnonzero(usable)
         if not usable.all():
             logger.warning("%s: %d of %d rows have no words and are left out.", path, (~usable).sum(), len(usable))
         if not usable.any():
             raise ValueError(f"{path}: no row has the words that {' or '.join(self.tasks)} examples need.")
-        if "question" in columns:
-            ids = np.arange(len(self.table))  # several questions about one picture are no views
-        self.views = _group(np.asarray(ids)[self.rows], self.rows)
+        self.views = _group(ids[self.rows], self.rows)
 
     def __len__(self) -> int:
         return len(self.views)
@@ -306,7 +309,8 @@ def write_views(
     path: str | Path, codes: torch.LongTensor, captions: Sequence[Sequence[str]], metadata: CodesMetadata
 ) -> None:
     """
-    Writes the codes of several views of every picture as a file that [`LanguageFile`] reads, all or nothing.
+    Writes the codes of several views of every picture as a file that [`LanguageFile`] reads, all or nothing: a row per
+    view, with the picture's `id` and the number of the `view`.
 
     Args:
         codes: `(pictures, views, num_codes)`; the first view is the picture itself.
@@ -315,13 +319,14 @@ def write_views(
     """
     path = Path(path)
     rows = [
-        {"id": str(picture), "codes": view, "captions": list(captions[picture])}
+        {"id": str(picture), "codes": view, "captions": list(captions[picture]), VIEW_COLUMN: number}
         for picture, views in enumerate(codes.tolist())
-        for view in views
+        for number, view in enumerate(views)
     ]
+    schema = codes_schema(metadata, with_captions=True).append(pa.field(VIEW_COLUMN, pa.int32()))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.Table.from_pylist(rows, schema=codes_schema(metadata, with_captions=True)), temporary)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
     os.replace(temporary, path)
 
 

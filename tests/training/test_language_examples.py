@@ -38,7 +38,12 @@ def write(path: Path, rows: list[dict], schema: pa.Schema | None = None) -> Path
 def caption_rows() -> list[dict]:
     """Six pictures of two views; the captions say which."""
     return [
-        {"id": f"p{picture}", "codes": CODES[2 * picture + view], "captions": [f"red {picture}", f"a dog {picture}"]}
+        {
+            "id": f"p{picture}",
+            "codes": CODES[2 * picture + view],
+            "captions": [f"red {picture}", f"a dog {picture}"],
+            "view": view,
+        }
         for picture in range(6)
         for view in range(2)
     ]
@@ -107,6 +112,20 @@ def test_captions_are_dropped_from_drawings_only(tmp_path, processor):
         empty[task, words == "Generate an image"] += 1
         assert task == "caption" or CODES.index(codes) % 2 == 0, "drawings are of the picture itself"
     assert empty["caption", True] == 0 and 130 < empty["drawing", True] < 230
+
+
+def test_pictures_that_share_an_id_are_no_views(tmp_path, processor):
+    """As `seed tokenize a.tar b.tar` writes them where both shards count from 0."""
+    rows = [{"id": f"{i % 2:05d}", "codes": CODES[i], "captions": [f"red {i}"]} for i in range(4)]
+    file = open_file(write(tmp_path / "codes.parquet", rows))
+    assert len(file) == 4
+    run = dataset(processor, [file], {"drawing": 1}, caption_dropout=0.0, augmented_drawings=False)
+    assert sorted(CODES.index(read(processor, run[position])[1]) for position in range(4)) == [0, 1, 2, 3]
+
+
+def test_several_questions_about_one_picture_all_come(tmp_path):
+    rows = [{"id": "p", "codes": CODES[0], "question": f"what is {i}", "answer": "a dog"} for i in range(3)]
+    assert len(open_file(write(tmp_path / "questions.parquet", rows))) == 3
 
 
 def test_questions_documents_and_instructions(tmp_path, processor):
