@@ -35,7 +35,7 @@ RUN_KEY = b"seed_run"
 class Picture:
     """
     Args:
-        id: path, the data set's own id, or the row number there.
+        id: path, the data set's own id, or the row number there; printable, see [`_printable`].
         source: for [`load_image`].
         captions: of image-text data.
     """
@@ -77,7 +77,7 @@ class PictureList(Sequence):
     def __getitem__(self, number: int) -> Picture:
         row = self._rows[number]
         if not self.has_captions:
-            return Picture(id=str(row), source=row)
+            return Picture(id=_printable(str(row)), source=row)
         name = row.get("id")
         return Picture(id=str(number if name is None else name), source=row["image"], captions=row["captions"])
 
@@ -213,8 +213,13 @@ def _open(picture: Picture, image_processor) -> torch.Tensor | str:
     try:
         image = load_image(picture.source)
     except InvalidImageError as error:
-        return str(error)
+        return _printable(str(error))
     return image_processor(image, return_tensors="pt")["pixel_values"][0]
+
+
+def _printable(text: str) -> str:
+    """Bytes of a file name that are not UTF-8, which Python keeps as surrogates and Arrow refuses, spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
