@@ -154,6 +154,26 @@ def test_answers(repository, language, tmp_path, capsys):
     assert "8 of 8 questions" in capsys.readouterr().out
 
 
+def test_questions_about_broken_pictures_are_left_out_and_counted(repository, tmp_path, capsys):
+    asked = questions_of(pictures(4, seed=6), [["a dog"]] * 8)
+    for row in asked[2:4]:
+        row["image"] = {"bytes": b"no picture", "path": None}
+    write_questions(asked, tmp_path / "test.parquet")
+    options = ["--model", repository, "--data", tmp_path, "--batch-size", 1]
+    report, rows = evaluate("vqa", tmp_path / "out", *options)
+    assert [row["id"] for row in rows] == ["0", "0", "2", "2", "3", "3"]
+    write_questions(asked[:2] + asked[4:], tmp_path / "test.parquet")
+    without, expected = evaluate("vqa", tmp_path / "without", *options)
+    assert rows == expected and report["results"] == without["results"]
+    counts = ("questions", "of", "pictures", "skipped", "skipped_questions")
+    assert [report["data"][name] for name in counts] == [6, 8, 3, 1, 2]
+    assert "about 3 pictures (1 skipped, with 2 questions)" in capsys.readouterr().out
+    write_questions(asked[2:4], tmp_path / "test.parquet")
+    args = run("vqa", *options, "--output", tmp_path / "none")
+    with pytest.raises(ValueError, match="no picture that can be used. 0 of 1 images used"):
+        args.func(args)
+
+
 def test_training_answers_by_hand(tmp_path):
     rows = questions_of(pictures(3), [["dog"], ["red"], ["cat"], ["red"], ["cat"], ["blue"]])
     write_questions(rows, tmp_path / "train.parquet")
