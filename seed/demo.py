@@ -14,7 +14,8 @@ from .evaluation.image_tokenizer import EvaluatedTokenizer
 from .evaluation.language_model import EvaluatedLanguageModel
 from .evaluation.sheets import plain_letters
 from .language_tasks import draw_prompts, has_language_model
-from .pipeline_seed import SeedPipeline, resolve_image_tokenizer
+from .pipeline_seed import SeedPipeline
+from .repository_seed import resolve_image_tokenizer
 
 # In the image tokenizer's folder: what its nearest captions are chosen from, one per line, UTF-8.
 CAPTIONS_FILE = "captions.txt"

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
-from ..pipeline_seed import resolve_image_tokenizer
+from ..repository_seed import resolve_image_tokenizer
 from .codes import CodesMetadata, codes_schema
 from .image_text import load_image_text
 from .images import ImageSource, InvalidImageError, list_images, load_image

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
-from ..pipeline_seed import resolve_image_tokenizer
+from ..repository_seed import resolve_image_tokenizer
 from ..training.feature_cache import weight_hash
 
 # As in training (BLIP-2's max_txt_len); longer texts are cut.

@@ -15,7 +15,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from ..pipeline_seed import SeedPipeline, resolve_decoder
+from ..pipeline_seed import SeedPipeline
+from ..repository_seed import resolve_decoder
 from ..training.feature_cache import weight_hash
 from .judge import Judge
 from .metrics import bootstrap_interval, recall_at, retrieval_ranks, top_candidates

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -301,6 +302,13 @@ def test_loads_as_a_data_set(tokenizer, folder, tmp_path):
     loaded = load_dataset("parquet", data_files=str(output), split="train", cache_dir=str(tmp_path / "cache"))
     expected = expected_codes(tokenizer, [folder / "00.png", folder / "01.png"])
     assert torch.equal(torch.tensor(loaded["codes"][:]), expected)
+
+
+def test_tokenising_does_not_import_diffusers():
+    """It takes seconds."""
+    code = "import sys, seed.data.tokenization; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "seed.modeling_seed" in modules and not {"diffusers", "seed.pipeline_seed"} & set(modules)
 
 
 def test_images_bytes_of_every_kind(tokenizer, tmp_path):
