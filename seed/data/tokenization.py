@@ -126,9 +126,10 @@ def tokenize_pictures(
     """
     Writes the codes of pictures to a Parquet file, in their order.
 
-    Pictures that cannot be opened are left out and listed in `OUTPUT.skipped.jsonl`. Codes are kept in a folder
-    `OUTPUT.partial` until all are there, so that the same call after a kill goes on where it stopped. A picture's codes
-    do not depend on the batch it is in (near-ties of two codes excepted).
+    Pictures that cannot be opened are left out and listed in a file beside `output`: of `codes.parquet` in
+    `codes.skipped.jsonl`. Codes are kept in a folder (`codes.parquet.partial`) until all are there, so that the same
+    call after a kill goes on where it stopped. A picture's codes do not depend on the batch it is in (near-ties of two
+    codes excepted).
 
     Args:
         output: the Parquet file; columns `id`, `codes` and, of image-text data, `captions`; what made them is in its
