@@ -1,10 +1,10 @@
 """What the language model trains on: files of codes with words, mixed, as a function of the seed and the position."""
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +268,10 @@ class LanguageDataset(Dataset):
             raise ValueError("The recipe's tasks have such small weights that an epoch holds no example.")
         self.examples = self.epoch_length if examples is None else examples
         self._warned: set[str] = set()
+        self._orders: dict[tuple[int, ...], np.ndarray] = {}
+        # What an epoch looks up in turns: its own order and, of each task, as many passes over the rows as the weight
+        # says, one more where they begin or end within a pass, and one more that rows too long give their places to.
+        self._orders_kept = 1 + sum(math.ceil(recipe.tasks[task]) + 2 for task in self.tasks)
 
     def __len__(self) -> int:
         return self.examples
@@ -275,7 +279,7 @@ class LanguageDataset(Dataset):
     def __getitem__(self, position: int) -> dict:
         """`{"input_ids": list[int], "labels": list[int], "name": str}`."""
         epoch, place = divmod(position, self.epoch_length)
-        slot = int(_permutation(self.epoch_length, self.seed, 0, epoch)[place])
+        slot = int(self._order(self.epoch_length, 0, epoch)[place])
         which = int(np.searchsorted(self.slots, slot, side="right")) - 1
         task, count = self.tasks[which], int(self.slots[which + 1] - self.slots[which])
         turn = epoch * count + slot - int(self.slots[which])
@@ -297,12 +301,22 @@ class LanguageDataset(Dataset):
         """The task's example number `turn` of the whole run."""
         offsets = self.offsets[task]
         rows = int(offsets[-1])
-        number = int(_permutation(rows, self.seed, 2 + which, turn // rows)[turn % rows])
+        number = int(self._order(rows, 2 + which, turn // rows)[turn % rows])
         file = int(np.searchsorted(offsets, number, side="right")) - 1
         example = self.files[task][file].example(self.processor, task, number - int(offsets[file]), rng, self.recipe)
         if task == "text":  # prose goes on beyond any row; its beginning is as good as the rest
             example |= {name: example[name][: self.max_length] for name in ("input_ids", "labels")}
         return example
+
+    def _order(self, length: int, *key: int) -> np.ndarray:
+        """A permutation that the seed and the key give; seconds for millions, so those in use are kept."""
+        order = self._orders.pop(key, None)
+        if order is None:
+            order = _permutation(length, self.seed, *key)
+        self._orders[key] = order  # as the last, so that the first is the one not used for longest
+        if len(self._orders) > self._orders_kept:
+            del self._orders[next(iter(self._orders))]
+        return order
 
 
 def write_views(
@@ -402,7 +416,6 @@ def _segment(segment) -> str | list[int]:
     return codes if text is None else text
 
 
-@lru_cache(maxsize=8)
 def _permutation(length: int, *key: int) -> np.ndarray:
     return np.random.default_rng(key).permutation(length)
 

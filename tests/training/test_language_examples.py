@@ -9,6 +9,7 @@ import pytest
 from tiny_language import tiny_processor
 
 from seed.data.codes import CodesMetadata, codes_schema
+from seed.training import language_examples
 from seed.training.language_examples import (
     LanguageDataset,
     LanguageFile,
@@ -101,6 +102,28 @@ def test_an_example_depends_on_seed_and_position_only(tmp_path, processor):
     everything = [first[position] for position in range(60)]
     assert [later[position] for position in reversed(range(60))] == everything[::-1]
     assert [dataset(processor, [file], tasks, seed=4)[position] for position in range(60)] != everything
+
+
+def test_orders_are_not_drawn_anew_at_every_look_up(tmp_path, processor, monkeypatch):
+    """Of millions of rows one takes seconds."""
+    file = open_file(write(tmp_path / "codes.parquet", caption_rows()))
+    texts = write(tmp_path / "text.parquet", [{"text": f"a dog {i}"} for i in range(7)])
+    drawn, draw = [], language_examples._permutation
+
+    def counted(length, *key):
+        drawn.append(key)
+        return draw(length, *key)
+
+    monkeypatch.setattr(language_examples, "_permutation", counted)
+    weights = {"caption": 4, "drawing": 3.5, "text": 1}
+    run = dataset(processor, [file, open_file(texts)], weights, examples=50 * 52)
+    assert run.epoch_length == 52
+    for position in range(len(run)):
+        run[position]
+    # Of 50 epochs, and of 50 times 4, 3.5 and 1 passes over the rows. One that two epochs share may be drawn once more,
+    # where there are so few rows that none of it is looked up for long.
+    assert len(set(drawn)) == 50 + 200 + 175 + 50 and len(drawn) <= len(set(drawn)) + 25
+    assert len(run._orders) <= 1 + 6 + 6 + 3
 
 
 def test_captions_are_dropped_from_drawings_only(tmp_path, processor):
