@@ -3,10 +3,11 @@
     python examples/build_codes.py --data emoji64/train.parquet --views 8 --model runs/image_tokenizer \
         --feature-cache runs/features --output runs/codes.parquet
 
-Rows of one `id` are views of one picture, the first the picture itself; `seed tokenize` makes that one alone, in
-float32. Vision features go through a cache as the stages have it, computed in bfloat16 where the machine is fast at it
-(the metadata of the codes say so) and kept as float16. The stages' own cache serves where the weights are the same to
-the bit; a tokenizer packaged in another dtype needs one of its own. A run that was killed goes on where it stopped.
+Rows of one `id` are views of one picture, numbered by the column `view`, 0 the picture itself; `seed tokenize` makes
+that one alone, in float32. Vision features go through a cache as the stages have it, computed in bfloat16 where the
+machine is fast at it (the metadata of the codes say so) and kept as float16. The stages' own cache serves where the
+weights are the same to the bit; a tokenizer packaged in another dtype needs one of its own. A run that was killed goes
+on where it stopped.
 """
 
 import argparse

@@ -88,8 +88,8 @@ def _add_tokenize(verbs) -> None:
         "tokenize",
         help="pictures to a Parquet file of codes",
         description="Writes `id` and `codes` (and `captions`, of image-text data) of every picture. Pictures that "
-        "cannot be opened are listed in OUTPUT's .skipped.jsonl; the exit code is 0 all the same. If the run is "
-        "killed, the same command goes on where it stopped.",
+        "cannot be opened are listed beside FILE, of codes.parquet in codes.skipped.jsonl; the exit code is 0 all the "
+        "same. If the run is killed, the same command goes on where it stopped.",
     )
     parser.add_argument(
         "paths",

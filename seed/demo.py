@@ -12,9 +12,10 @@ from .data.images import load_image
 from .data.tokenization import load_image_tokenizer
 from .evaluation.image_tokenizer import EvaluatedTokenizer
 from .evaluation.language_model import EvaluatedLanguageModel
-from .evaluation.sheets import plain_letters
+from .evaluation.sheets import fit, plain_letters
 from .language_tasks import draw_prompts, has_language_model
-from .pipeline_seed import SeedPipeline, resolve_image_tokenizer
+from .pipeline_seed import SeedPipeline
+from .repository_seed import resolve_image_tokenizer
 
 # In the image tokenizer's folder: what its nearest captions are chosen from, one per line, UTF-8.
 CAPTIONS_FILE = "captions.txt"
@@ -123,7 +124,7 @@ def contact_sheet(rows: Sequence[DemoRow], drawn_prompts: Sequence[Image.Image] 
         top = MARGIN + LINE + number * step_y
         for column, image in enumerate([row.image, *row.drawings]):
             left = MARGIN + column * step_x
-            picture = _fit(image)
+            picture = fit(image, CELL)
             sheet.paste(picture, (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2))
         nearest = row.captions[0][0] if row.captions else None
         words = row.caption or nearest
@@ -133,7 +134,7 @@ def contact_sheet(rows: Sequence[DemoRow], drawn_prompts: Sequence[Image.Image] 
         draw.text((MARGIN, top), "drawn from words", fill="black", font=font)
         for column, (prompt, image) in enumerate(zip(PROMPTS, drawn_prompts)):
             left = MARGIN + column * step_x
-            sheet.paste(_fit(image), (left, top + LINE))
+            sheet.paste(fit(image, CELL), (left, top + LINE))
             _centre(draw, prompt, left, top + LINE + CELL, font, "#555555")
     return sheet
 
@@ -175,12 +176,6 @@ def _draw(
         )
         drawn += output.images
     return [drawn[start : start + len(lengths)] for start in range(0, len(drawn), len(lengths))]
-
-
-def _fit(image: Image.Image) -> Image.Image:
-    scale = CELL / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def _centre(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, font, fill: str) -> None:

@@ -580,10 +580,4 @@ def _load_complete(model_class, folder: Path, dtype: torch.dtype, variant: str |
     return model
 
 
-__all__ = [
-    "SeedPipeline",
-    "SeedPipelineOutput",
-    "load_language_model",
-    "resolve_decoder",
-    "resolve_image_tokenizer",
-]
+__all__ = ["SeedPipeline", "SeedPipelineOutput", "load_language_model"]

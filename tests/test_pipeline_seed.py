@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_repository import SIZE, make_seed_model, make_seed_pipeline, make_stable_diffusion, pictures
 
 from seed import SeedImageProcessorPil, SeedModel, SeedPipeline
-from seed.pipeline_seed import resolve_decoder, resolve_image_tokenizer
+from seed.repository_seed import resolve_decoder, resolve_image_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -57,6 +57,24 @@ def pick_column(role: str, wanted: str | None, usual: Iterable[str], found: Iter
     )
 
 
+def image_path(root: Path, folder: Path, name: str, source: Path) -> str:
+    """The picture that `source` calls `name`, a path relative to `folder`.
+
+    Data of unknown origin are not to say which files are read: `..` is followed and absolute paths are taken within
+    `root` only. Links there are their owner's own doing and are followed.
+
+    Raises:
+        SchemaError: the path leads out of `root`.
+    """
+    path = folder / name
+    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
+        raise SchemaError(
+            f"{source}: the image {name!r} is outside of {root}. Images have to be in that folder: move them there, or "
+            "pass (as image_root, or as the source) a folder that holds all of them."
+        )
+    return str(path)
+
+
 # ---- image folders --------------------------------------------------------------------------------------------------
 
 
@@ -67,11 +85,12 @@ def read_image_folder(folder: Path, columns: Mapping[str, str | list[str]]) -> C
     is one caption.
 
     Raises:
-        SchemaError: neither is there, a line of metadata is no JSON, or a column is missing.
+        SchemaError: neither is there, a line of metadata is no JSON, a column is missing, or a picture is outside of
+            the folder.
     """
     metadata = sorted(path for name in METADATA_FILES for path in folder.rglob(name))
     if metadata:
-        rows = [row for path in metadata for row in _metadata_rows(path, columns)]
+        rows = [row for path in metadata for row in _metadata_rows(folder, path, columns)]
         return _columns(rows)
     rows = []
     for image in list_images(folder):
@@ -89,7 +108,7 @@ def read_image_folder(folder: Path, columns: Mapping[str, str | list[str]]) -> C
     return _columns(rows)
 
 
-def _metadata_rows(path: Path, columns: Mapping[str, str | list[str]]) -> Iterator[dict]:
+def _metadata_rows(folder: Path, path: Path, columns: Mapping[str, str | list[str]]) -> Iterator[dict]:
     with path.open(encoding="utf-8", newline="") as lines:
         if path.suffix == ".csv":
             rows = list(csv.DictReader(lines))
@@ -104,7 +123,7 @@ def _metadata_rows(path: Path, columns: Mapping[str, str | list[str]]) -> Iterat
             raise SchemaError(f"{path}, row {number}: no {file_name}; found {row}. Add the image's file name.")
         extra = {key: value for key, value in row.items() if key not in (file_name, *captions)}
         texts = [text for name in captions for text in caption_list(row.get(name))]
-        yield {**extra, "image": str(path.parent / row[file_name]), "captions": texts}
+        yield {**extra, "image": image_path(folder, path.parent, row[file_name], path), "captions": texts}
 
 
 def _json_line(path: Path, number: int, line: str) -> dict:
@@ -156,7 +175,7 @@ def read_coco(path: Path, image_root: Path) -> Columns:
     """COCO's `captions_*.json`: pictures in `images`, one caption per entry of `annotations`.
 
     Raises:
-        SchemaError: a key is missing, or no picture is in `image_root`.
+        SchemaError: a key is missing, no picture is in `image_root`, or one is outside of it.
     """
     data = read_json(path)
     captions: dict[int, list[str]] = defaultdict(list)
@@ -165,7 +184,7 @@ def read_coco(path: Path, image_root: Path) -> Columns:
             captions[annotation["image_id"]] += caption_list(annotation["caption"])
         rows = [
             {
-                "image": str(image_root / image["file_name"]),
+                "image": image_path(image_root, image_root, image["file_name"], path),
                 "captions": captions.get(image["id"], []),
                 "id": str(image["id"]),
             }
@@ -183,7 +202,7 @@ def read_karpathy(path: Path, image_root: Path, split: str | None = None) -> Col
     """Karpathy's `dataset_coco.json` or `dataset_flickr30k.json`; several splits as `"train+restval"`.
 
     Raises:
-        SchemaError: a key is missing, there is no such split, or no picture is in `image_root`.
+        SchemaError: a key is missing, there is no such split, no picture is in `image_root`, or one is outside of it.
     """
     data = read_json(path)
     wanted = None if split is None else set(split.split("+"))
@@ -191,7 +210,7 @@ def read_karpathy(path: Path, image_root: Path, split: str | None = None) -> Col
         found = {image["split"] for image in data["images"]}
         rows = [
             {
-                "image": str(image_root / image.get("filepath", "") / image["filename"]),
+                "image": image_path(image_root, image_root / image.get("filepath", ""), image["filename"], path),
                 "captions": caption_list(sentence["raw"] for sentence in image["sentences"]),
                 "id": str(image.get("cocoid", image.get("imgid", image["filename"]))),
                 "split": image["split"],

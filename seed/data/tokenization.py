@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
-from ..pipeline_seed import resolve_image_tokenizer
+from ..repository_seed import resolve_image_tokenizer
 from .codes import CodesMetadata, codes_schema
 from .image_text import load_image_text
 from .images import ImageSource, InvalidImageError, list_images, load_image
@@ -35,7 +35,7 @@ RUN_KEY = b"seed_run"
 class Picture:
     """
     Args:
-        id: path, the data set's own id, or the row number there.
+        id: path, the data set's own id, or the row number there; printable, see [`_printable`].
         source: for [`load_image`].
         captions: of image-text data.
     """
@@ -77,7 +77,7 @@ class PictureList(Sequence):
     def __getitem__(self, number: int) -> Picture:
         row = self._rows[number]
         if not self.has_captions:
-            return Picture(id=str(row), source=row)
+            return Picture(id=_printable(str(row)), source=row)
         name = row.get("id")
         return Picture(id=str(number if name is None else name), source=row["image"], captions=row["captions"])
 
@@ -126,9 +126,10 @@ def tokenize_pictures(
     """
     Writes the codes of pictures to a Parquet file, in their order.
 
-    Pictures that cannot be opened are left out and listed in `OUTPUT.skipped.jsonl`. Codes are kept in a folder
-    `OUTPUT.partial` until all are there, so that the same call after a kill goes on where it stopped. A picture's codes
-    do not depend on the batch it is in (near-ties of two codes excepted).
+    Pictures that cannot be opened are left out and listed in a file beside `output`: of `codes.parquet` in
+    `codes.skipped.jsonl`. Codes are kept in a folder (`codes.parquet.partial`) until all are there, so that the same
+    call after a kill goes on where it stopped. A picture's codes do not depend on the batch it is in (near-ties of two
+    codes excepted).
 
     Args:
         output: the Parquet file; columns `id`, `codes` and, of image-text data, `captions`; what made them is in its
@@ -213,8 +214,13 @@ def _open(picture: Picture, image_processor) -> torch.Tensor | str:
     try:
         image = load_image(picture.source)
     except InvalidImageError as error:
-        return str(error)
+        return _printable(str(error))
     return image_processor(image, return_tensors="pt")["pixel_values"][0]
+
+
+def _printable(text: str) -> str:
+    """Bytes of a file name that are not UTF-8, which Python keeps as surrogates and Arrow refuses, spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 # Files ---------------------------------------------------------------------------------------------------------------

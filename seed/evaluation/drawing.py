@@ -131,17 +131,14 @@ def judge_pictures(pictures: PictureSet, judge: Judge, batch_size: int, cache: s
     Names and features of a split's pictures.
 
     Args:
-        cache: a folder where features are kept, by the pictures' bytes and the judge; None keeps nothing.
+        cache: a folder where features are kept, by the pictures' bytes, their names and the judge; None keeps nothing.
 
     Returns:
         Names, and `(pictures, dim)`, of those that could be opened.
     """
     path = None
     if cache is not None:
-        digest = hashlib.sha256(json.dumps(judge.description, sort_keys=True).encode())
-        for image in pictures.dataset["image"]:
-            digest.update(image.get("bytes") or str(image.get("path")).encode())
-        path = Path(cache) / f"{digest.hexdigest()[:32]}.npz"
+        path = Path(cache) / f"{_cache_key(pictures, judge)}.npz"
         if path.is_file():
             with np.load(path) as stored:
                 return stored["names"].tolist(), stored["features"]
@@ -156,6 +153,21 @@ def judge_pictures(pictures: PictureSet, judge: Judge, batch_size: int, cache: s
         np.savez(temporary, names=np.array(names), features=features)
         os.replace(temporary, path)
     return names, features
+
+
+def _cache_key(pictures: PictureSet, judge: Judge) -> str:
+    """Hash of all that [`judge_pictures`] depends on: files are read, since a path says nothing of what it holds."""
+    digest = hashlib.sha256(json.dumps(judge.description, sort_keys=True).encode())
+    for row in pictures.dataset:
+        image, content = row["image"], row["image"].get("bytes")
+        if content is None:
+            try:
+                content = Path(image.get("path") or "").read_bytes()
+            except OSError:
+                content = b""  # such a picture is skipped, as an empty one is
+        digest.update(hashlib.sha256(content).digest())
+        digest.update(json.dumps([row.get("name"), row["captions"]]).encode())
+    return digest.hexdigest()[:32]
 
 
 def evaluate_drawings(

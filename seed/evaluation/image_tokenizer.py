@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
+from ..data.provenance import weight_hash
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
-from ..pipeline_seed import resolve_image_tokenizer
-from ..training.feature_cache import weight_hash
+from ..repository_seed import resolve_image_tokenizer
 
 # As in training (BLIP-2's max_txt_len); longer texts are cut.
 MAX_TEXT_LENGTH = 32

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..data.images import load_image
+from ..data.image_text import SkipReport, iter_valid
 from ..data.questions import QuestionFile
 from .language_model import MAX_ANSWER_TOKENS, EvaluatedLanguageModel, settings_of
 from .metrics import bootstrap_interval
@@ -66,7 +66,8 @@ def evaluate_questions(
     batch_size: int = 64,
 ) -> dict:
     """
-    Answers questions, scores the answers, prints the table and writes it to a folder.
+    Answers questions, scores the answers, prints the table and writes it to a folder. Questions about pictures that
+    cannot be opened are left out, and the report counts both.
 
     Args:
         output: folder for `vqa.json` and `vqa_predictions.parquet`.
@@ -77,12 +78,13 @@ def evaluate_questions(
         What `vqa.json` holds.
 
     Raises:
-        ValueError: codes of another image tokenizer; pictures that all have the same codes.
+        ValueError: codes of another image tokenizer; pictures that all have the same codes; none that can be opened.
     """
-    asked = [questions.questions[i] for i in choose(len(questions.questions), limit, model.seed)]
-    used = sorted({row["picture"] for row in asked})
-    codes = _codes(questions, used, model, batch_size)
+    chosen = [questions.questions[i] for i in choose(len(questions.questions), limit, model.seed)]
+    wanted = sorted({row["picture"] for row in chosen})
+    used, codes = _codes(questions, wanted, model, batch_size)
     place = {picture: number for number, picture in enumerate(used)}
+    asked = [row for row in chosen if row["picture"] in place]
     own = np.array([place[row["picture"]] for row in asked])
     other = others([row.tolist() for row in codes], model.seed)
 
@@ -105,6 +107,8 @@ def evaluate_questions(
             "questions": len(asked),
             "of": len(questions.questions),
             "pictures": len(used),
+            "skipped": len(wanted) - len(used),
+            "skipped_questions": len(chosen) - len(asked),
             "by_kind": dict(Counter(kinds.tolist())),
             "train": str(train.path) if train else None,
         },
@@ -125,17 +129,23 @@ def evaluate_questions(
     return report
 
 
-def _codes(questions: QuestionFile, used: list[int], model: EvaluatedLanguageModel, batch_size: int):
-    """Codes of the pictures that are asked about, `(pictures, num_codes)`."""
+def _codes(
+    questions: QuestionFile, wanted: list[int], model: EvaluatedLanguageModel, batch_size: int
+) -> tuple[list[int], torch.LongTensor]:
+    """The pictures that could be opened, and their codes, `(pictures, num_codes)`."""
     config = model.model.config
     stored = questions.check_codes(config.image_tokenizer_hash, config.codebook_size, config.num_codes)
     if stored is not None:
-        return stored[used]
-    parts = []
-    for start in tqdm(range(0, len(used), batch_size), desc="tokenising pictures", unit="batch"):
-        images = [load_image(questions.pictures[picture]) for picture in used[start : start + batch_size]]
-        parts.append(model.tokenizer.encode_images(images).codes)
-    return torch.cat(parts)
+        return wanted, stored[wanted]
+    used, parts, report = [], [], SkipReport()
+    for start in tqdm(range(0, len(wanted), batch_size), desc="tokenising pictures", unit="batch"):
+        rows = ({"image": questions.pictures[i], "picture": i} for i in wanted[start : start + batch_size])
+        if batch := list(iter_valid(rows, report)):
+            parts.append(model.tokenizer.encode_images([row["image"] for row in batch]).codes)
+            used += [row["picture"] for row in batch]
+    if not used:
+        raise ValueError(f"{questions.path} has no picture that can be used. {report.summary()}")
+    return used, torch.cat(parts)
 
 
 def _answer(
@@ -208,7 +218,8 @@ def summary(report: dict) -> str:
     ]
     lines = [
         "",
-        f"{data['questions']} of {data['of']} questions of {data['source']} about {data['pictures']} pictures",
+        f"{data['questions']} of {data['of']} questions of {data['source']} about {data['pictures']} pictures "
+        f"({data['skipped']} skipped, with {data['skipped_questions']} questions)",
         "",
         format_table(header, rows),
     ]

@@ -15,12 +15,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from ..pipeline_seed import SeedPipeline, resolve_decoder
-from ..training.feature_cache import weight_hash
+from ..data.provenance import weight_hash
+from ..pipeline_seed import SeedPipeline
+from ..repository_seed import resolve_decoder
 from .judge import Judge
 from .metrics import bootstrap_interval, recall_at, retrieval_ranks, top_candidates
 from .pictures import Picture, PictureSet, text_key
 from .report import format_table, provenance, write_json, write_parquet
+from .scores import choose, interval_text
 
 DRAWN_FROM_CAPTION = "Stable Diffusion from the caption"
 SHUFFLED = "shuffled"
@@ -224,7 +226,7 @@ def evaluate_reconstruction(
         raise ValueError(f"limit is {limit}; the shuffled control needs at least 2 pictures.")
     lengths = sorted({*prefix_lengths, num_codes})
     gallery = _judge_gallery(pictures, judge, batch_size)
-    chosen = _choose(len(gallery["names"]), limit, drawer.seed)
+    chosen = choose(len(gallery["names"]), limit, drawer.seed)
     codes, features = _draw(pictures, [gallery["rows"][i] for i in chosen], drawer, judge, lengths, batch_size)
 
     judged = {
@@ -269,13 +271,6 @@ def _judge_gallery(pictures: PictureSet, judge: Judge, batch_size: int) -> dict:
         gallery["names"] += [picture.name for picture in batch]
         gallery["captions"] += [picture.captions[0] for picture in batch]
     return gallery | {"features": torch.cat(features).numpy()}
-
-
-def _choose(count: int, limit: int | None, seed: int) -> np.ndarray:
-    """Which of the gallery's pictures are drawn, in order."""
-    if limit is None or limit >= count:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(seed).permutation(count)[:limit])
 
 
 def _draw(
@@ -323,8 +318,7 @@ def summary(report: dict) -> str:
     header = ["drawn", "similarity s", "(s - shuffled) / (SD - shuffled)", "95%", "concept R@1", "R@5", "R@10"]
     rows = []
     for label, scores in report["results"].items():
-        interval = scores.get("normalized_95%")
-        within = f"{interval[0]:.3f} .. {interval[1]:.3f}" if interval else None
+        within = interval_text(scores.get("normalized_95%"))
         concept = scores["concept"] or {"R@1": None, "R@5": None, "R@10": None}
         rows.append([label, scores["similarity"], scores["normalized"], within, *concept.values()])
     data, judge, settings = report["data"], report["judge"], report["settings"]

@@ -42,7 +42,7 @@ def draw_sheet(cells: Sequence[SheetCell], columns: int = COLUMNS) -> Image.Imag
     draw = ImageDraw.Draw(sheet)
     for number, cell in enumerate(cells):
         left, top = MARGIN + number % columns * step_x, MARGIN + number // columns * step_y
-        picture = _fit(cell.image)
+        picture = fit(cell.image, CELL)
         sheet.paste(picture, (left + (CELL - picture.width) // 2, top + (CELL - picture.height) // 2))
         lines = [(text, "black") for text in _two_lines(cell.title, draw, font)] + [(cell.note, "#777777")]
         for line, (text, color) in enumerate(lines):
@@ -64,8 +64,9 @@ def plain_letters(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
 
 
-def _fit(image: Image.Image) -> Image.Image:
-    scale = CELL / max(image.size)
+def fit(image: Image.Image, side: int) -> Image.Image:
+    """As RGB, scaled so that its longer side is `side`."""
+    scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
@@ -86,4 +87,4 @@ def _shorten(text: str, draw: ImageDraw.ImageDraw, font) -> str:
     return text
 
 
-__all__ = ["SheetCell", "draw_sheet", "plain_letters", "save_sheet", "sheet_rows"]
+__all__ = ["SheetCell", "draw_sheet", "fit", "plain_letters", "save_sheet", "sheet_rows"]

@@ -1,10 +1,10 @@
 """What the language model trains on: files of codes with words, mixed, as a function of the seed and the position."""
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ TASKS = {
     "instruction": "messages",
     "text": "text",
 }
+# Marks a file of views; its values number the views of a picture, 0 is the picture itself.
+VIEW_COLUMN = "view"
 # Of the frozen weights: the setting of `TrainingArguments` that computes in it.
 DTYPES = {"float32": None, "bfloat16": "bf16", "float16": "fp16"}
 
@@ -127,8 +129,10 @@ class LanguageFile:
     | `text` | `text`; what does not fit is cut off |
 
     A file of text alone, as examples/build_text.py writes it, has no codes and needs no stamp. Rows without words (no
-    or empty captions, question, answers, segments, messages or text) are left out, and one warning counts them. Rows
-    of one `id` are views of one picture, the first of them the picture itself; an epoch takes one of them.
+    or empty captions, question, answers, segments, messages or text) are left out, and one warning counts them. Every
+    row is a picture (or a question, document, ...) of its own, whatever its `id`: shards may count theirs from 0 each.
+    Only in a file with a column `view`, as [`write_views`] writes it, are rows of one `id` views of one picture, the
+    first of them the picture itself; an epoch takes one of them.
 
     Args:
         path: as `seed tokenize` and examples/build_codes.py write it.
@@ -160,20 +164,19 @@ class LanguageFile:
         if "question" in wanted:
             wanted |= {"answer", "answers"}
         self.table = pq.read_table(self.path, columns=[name for name in columns if name in wanted])
-        self.codes, self.rows = None, np.arange(len(self.table))
-        ids = self.rows
+        self.codes, ids = None, np.arange(len(self.table))
         if {"captions", "question"} & set(columns):
             file = read_codes(self.path, codebook_size, num_codes)
-            self.codes, ids = file.codes.numpy().astype(np.int32), file.ids
+            self.codes = file.codes.numpy().astype(np.int32)
+            if VIEW_COLUMN in columns and "question" not in columns:  # several questions about one picture are no views
+                ids = np.asarray(file.ids)
         usable = _usable_rows(self.table, str(path))
         self.rows = np.flatnonzero(usable)
         if not usable.all():
             logger.warning("%s: %d of %d rows have no words and are left out.", path, (~usable).sum(), len(usable))
         if not usable.any():
             raise ValueError(f"{path}: no row has the words that {' or '.join(self.tasks)} examples need.")
-        if "question" in columns:
-            ids = np.arange(len(self.table))  # several questions about one picture are no views
-        self.views = _group(np.asarray(ids)[self.rows], self.rows)
+        self.views = _group(ids[self.rows], self.rows)
 
     def __len__(self) -> int:
         return len(self.views)
@@ -265,6 +268,10 @@ class LanguageDataset(Dataset):
             raise ValueError("The recipe's tasks have such small weights that an epoch holds no example.")
         self.examples = self.epoch_length if examples is None else examples
         self._warned: set[str] = set()
+        self._orders: dict[tuple[int, ...], np.ndarray] = {}
+        # What an epoch looks up in turns: its own order and, of each task, as many passes over the rows as the weight
+        # says, one more where they begin or end within a pass, and one more that rows too long give their places to.
+        self._orders_kept = 1 + sum(math.ceil(recipe.tasks[task]) + 2 for task in self.tasks)
 
     def __len__(self) -> int:
         return self.examples
@@ -272,7 +279,7 @@ class LanguageDataset(Dataset):
     def __getitem__(self, position: int) -> dict:
         """`{"input_ids": list[int], "labels": list[int], "name": str}`."""
         epoch, place = divmod(position, self.epoch_length)
-        slot = int(_permutation(self.epoch_length, self.seed, 0, epoch)[place])
+        slot = int(self._order(self.epoch_length, 0, epoch)[place])
         which = int(np.searchsorted(self.slots, slot, side="right")) - 1
         task, count = self.tasks[which], int(self.slots[which + 1] - self.slots[which])
         turn = epoch * count + slot - int(self.slots[which])
@@ -297,19 +304,30 @@ class LanguageDataset(Dataset):
         """The task's example number `turn` of the whole run."""
         offsets = self.offsets[task]
         rows = int(offsets[-1])
-        number = int(_permutation(rows, self.seed, 2 + which, turn // rows)[turn % rows])
+        number = int(self._order(rows, 2 + which, turn // rows)[turn % rows])
         file = int(np.searchsorted(offsets, number, side="right")) - 1
         example = self.files[task][file].example(self.processor, task, number - int(offsets[file]), rng, self.recipe)
         if task == "text":  # prose goes on beyond any row; its beginning is as good as the rest
             example |= {name: example[name][: self.max_length] for name in ("input_ids", "labels")}
         return example
 
+    def _order(self, length: int, *key: int) -> np.ndarray:
+        """A permutation that the seed and the key give; seconds for millions, so those in use are kept."""
+        order = self._orders.pop(key, None)
+        if order is None:
+            order = _permutation(length, self.seed, *key)
+        self._orders[key] = order  # as the last, so that the first is the one not used for longest
+        if len(self._orders) > self._orders_kept:
+            del self._orders[next(iter(self._orders))]
+        return order
+
 
 def write_views(
     path: str | Path, codes: torch.LongTensor, captions: Sequence[Sequence[str]], metadata: CodesMetadata
 ) -> None:
     """
-    Writes the codes of several views of every picture as a file that [`LanguageFile`] reads, all or nothing.
+    Writes the codes of several views of every picture as a file that [`LanguageFile`] reads, all or nothing: a row per
+    view, with the picture's `id` and the number of the `view`.
 
     Args:
         codes: `(pictures, views, num_codes)`; the first view is the picture itself.
@@ -318,13 +336,14 @@ def write_views(
     """
     path = Path(path)
     rows = [
-        {"id": str(picture), "codes": view, "captions": list(captions[picture])}
+        {"id": str(picture), "codes": view, "captions": list(captions[picture]), VIEW_COLUMN: number}
         for picture, views in enumerate(codes.tolist())
-        for view in views
+        for number, view in enumerate(views)
     ]
+    schema = codes_schema(metadata, with_captions=True).append(pa.field(VIEW_COLUMN, pa.int32()))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.Table.from_pylist(rows, schema=codes_schema(metadata, with_captions=True)), temporary)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
     os.replace(temporary, path)
 
 
@@ -400,7 +419,6 @@ def _segment(segment) -> str | list[int]:
     return codes if text is None else text
 
 
-@lru_cache(maxsize=8)
 def _permutation(length: int, *key: int) -> np.ndarray:
     return np.random.default_rng(key).permutation(length)
 

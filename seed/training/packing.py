@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import torch
 
-IGNORED = -100
+from ..sequences_seed import IGNORED
+
 # How many more rows than needed are tried: with few rows, one sequence too many in one of them is much padding.
 EXTRA_ROWS = 16
 

@@ -429,3 +429,47 @@ def test_hub_ids_go_to_the_hub(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     assert contents(load_image_text("someone/roses", split="train")) == {("a rose",): "red"}
     assert asked == [("someone/roses", "train", False)]
+
+
+OUTSIDE = {"up": "../private.png", "up_from_within": "deep/../../private.png", "absolute": "{tmp}/private.png"}
+
+
+def write_source(kind, root, name):
+    """Metadata beside or over the folder of pictures, with one picture; arguments for `load_image_text`."""
+    if kind == "imagefolder":
+        (root / "metadata.jsonl").write_text(json.dumps({"file_name": name, "text": "x"}))
+        return {"source": root}
+    image = {"id": 1, "file_name": name, "filename": name, "split": "train", "sentences": [{"raw": "x"}]}
+    data = {"images": [image]} | ({"annotations": [{"image_id": 1, "caption": "x"}]} if kind == "coco" else {})
+    (root.parent / f"{kind}.json").write_text(json.dumps(data))
+    return {"source": root.parent / f"{kind}.json", "image_root": root}
+
+
+@pytest.mark.parametrize("name", OUTSIDE.values(), ids=OUTSIDE)
+@pytest.mark.parametrize("kind", ["imagefolder", "coco", "karpathy"])
+def test_pictures_outside_of_their_folder_are_refused(tmp_path, kind, name):
+    save(tmp_path / "private.png", "red")
+    (tmp_path / "root/deep").mkdir(parents=True)
+    name = name.format(tmp=tmp_path)
+    with pytest.raises(SchemaError, match=f"the image '{name}' is outside of .*root. .*pass"):
+        load_image_text(**write_source(kind, tmp_path / "root", name))
+
+
+@pytest.mark.parametrize("name", ["red.png", "deep/../red.png", "{tmp}/root/red.png", "link/red.png"])
+@pytest.mark.parametrize("kind", ["imagefolder", "coco", "karpathy"])
+def test_pictures_within_their_folder_may_go_by_any_path(tmp_path, monkeypatch, kind, name):
+    save(tmp_path / "root/red.png", "red")
+    save(tmp_path / "elsewhere/red.png", "red")
+    (tmp_path / "root/deep").mkdir()
+    (tmp_path / "root/link").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "root")  # and the folder by a relative one
+    source = write_source(kind, tmp_path / "root", name.format(tmp=tmp_path))
+    source |= {"image_root": "."} if "image_root" in source else {"source": "."}
+    assert contents(load_image_text(**source)) == {("x",): "red"}
+
+
+def test_metadata_of_a_sub_folder_may_name_pictures_beside_it(tmp_path):
+    save(tmp_path / "pictures/red.png", "red")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/metadata.jsonl").write_text('{"file_name": "../pictures/red.png", "text": "x"}')
+    assert contents(load_image_text(tmp_path)) == {("x",): "red"}

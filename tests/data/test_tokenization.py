@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -138,6 +141,20 @@ def test_nothing_usable_is_an_error(tokenizer, folder, tmp_path):
         paths = PictureList([folder / "03.png", folder / "04.png"])
         tokenize_pictures(paths, tmp_path / "x.parquet", *tokenizer, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["x.skipped.jsonl"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are Unicode")
+def test_a_file_name_that_is_not_utf8_is_spelt_out(tokenizer, folder, tmp_path):
+    """Once a broken picture, once a good one."""
+    for name, source in ((b"\xfe.png", "03.png"), (b"\xff.png", "00.png")):
+        (tmp_path / os.fsdecode(name)).write_bytes((folder / source).read_bytes())
+    output = tmp_path / "codes.parquet"
+    summary = tokenize_pictures(PictureList([tmp_path]), output, *tokenizer, progress=False)
+    table = pq.read_table(output)
+    assert table["id"].to_pylist() == [f"{tmp_path}/\\udcff.png"]
+    assert table["codes"].to_pylist() == expected_codes(tokenizer, [folder / "00.png"]).tolist()
+    ((row, id, error),) = summary.skipped
+    assert row == 0 and id == f"{tmp_path}/\\udcfe.png" and error.startswith(id)
 
 
 def test_image_text_data_keep_ids_and_captions(tokenizer, folder, tmp_path):
@@ -285,6 +302,13 @@ def test_loads_as_a_data_set(tokenizer, folder, tmp_path):
     loaded = load_dataset("parquet", data_files=str(output), split="train", cache_dir=str(tmp_path / "cache"))
     expected = expected_codes(tokenizer, [folder / "00.png", folder / "01.png"])
     assert torch.equal(torch.tensor(loaded["codes"][:]), expected)
+
+
+def test_tokenising_does_not_import_diffusers():
+    """It takes seconds."""
+    code = "import sys, seed.data.tokenization; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "seed.modeling_seed" in modules and not {"diffusers", "seed.pipeline_seed"} & set(modules)
 
 
 def test_images_bytes_of_every_kind(tokenizer, tmp_path):

@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM
 from seed import SeedModel, SeedProcessor
 from seed.data.questions import QuestionFile, write_questions
 from seed.evaluation import command
-from seed.evaluation.drawing import Concepts, judge_prompts, oracle
+from seed.evaluation.drawing import Concepts, judge_pictures, judge_prompts, oracle
 from seed.evaluation.image_tokenizer import EvaluatedTokenizer
 from seed.evaluation.judge import EfficientNetJudge
+from seed.evaluation.pictures import PictureSet
 from seed.evaluation.question_answering import TrainingAnswers
 from seed.evaluation.scores import choose, others
 from seed.evaluation.sheets import CELL, SheetCell, draw_sheet, sheet_rows
@@ -154,6 +155,26 @@ def test_answers(repository, language, tmp_path, capsys):
     assert "8 of 8 questions" in capsys.readouterr().out
 
 
+def test_questions_about_broken_pictures_are_left_out_and_counted(repository, tmp_path, capsys):
+    asked = questions_of(pictures(4, seed=6), [["a dog"]] * 8)
+    for row in asked[2:4]:
+        row["image"] = {"bytes": b"no picture", "path": None}
+    write_questions(asked, tmp_path / "test.parquet")
+    options = ["--model", repository, "--data", tmp_path, "--batch-size", 1]
+    report, rows = evaluate("vqa", tmp_path / "out", *options)
+    assert [row["id"] for row in rows] == ["0", "0", "2", "2", "3", "3"]
+    write_questions(asked[:2] + asked[4:], tmp_path / "test.parquet")
+    without, expected = evaluate("vqa", tmp_path / "without", *options)
+    assert rows == expected and report["results"] == without["results"]
+    counts = ("questions", "of", "pictures", "skipped", "skipped_questions")
+    assert [report["data"][name] for name in counts] == [6, 8, 3, 1, 2]
+    assert "about 3 pictures (1 skipped, with 2 questions)" in capsys.readouterr().out
+    write_questions(asked[2:4], tmp_path / "test.parquet")
+    args = run("vqa", *options, "--output", tmp_path / "none")
+    with pytest.raises(ValueError, match="no picture that can be used. 0 of 1 images used"):
+        args.func(args)
+
+
 def test_training_answers_by_hand(tmp_path):
     rows = questions_of(pictures(3), [["dog"], ["red"], ["cat"], ["red"], ["cat"], ["blue"]])
     write_questions(rows, tmp_path / "train.parquet")
@@ -238,6 +259,36 @@ def test_drawings(repository, language, emoji, tmp_path, monkeypatch, capsys):
         before = by_prompt[row["prompt"]]
         assert row["codes"] == before["codes"]
         assert row["language model similarity"] == pytest.approx(before["language model similarity"], abs=1e-3)
+
+
+class ShadeJudge:
+    """The mean of each picture's three channels."""
+
+    description = {"name": "shade"}
+
+    def features(self, images):
+        return torch.tensor([np.asarray(image).mean(axis=(0, 1)) for image in images])
+
+
+def test_kept_features_are_those_of_the_pictures_as_they_are_now(tmp_path):
+    folder, cache = tmp_path / "pictures", tmp_path / "cache"
+    folder.mkdir()
+
+    def judged(color, name):
+        Image.new("RGB", (4, 4), color).save(folder / "a.png")
+        (folder / "a.txt").write_text(name)
+        names, features = judge_pictures(PictureSet(folder), ShadeJudge(), 2, cache)
+        return *names, *features[0].tolist()
+
+    assert judged("red", "a rose") == judged("red", "a rose") == ("a rose", 255, 0, 0)
+    assert len(list(cache.iterdir())) == 1
+    assert judged("blue", "a rose") == ("a rose", 0, 0, 255), "the same path, another picture"
+    assert judged("blue", "the sky") == ("the sky", 0, 0, 255), "the same picture, another name"
+    (folder / "gone.txt").write_text("gone")
+    Image.new("RGB", (4, 4)).save(folder / "gone.png")
+    split = PictureSet(folder)
+    (folder / "gone.png").unlink()
+    assert judge_pictures(split, ShadeJudge(), 2, cache)[0] == ["the sky"]
 
 
 def test_sheets_show_what_the_seed_says():

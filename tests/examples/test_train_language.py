@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -19,7 +17,8 @@ from tiny_language import tiny_text_tokenizer
 from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 
 from seed import SeedModel, SeedOPTForCausalLM, SeedProcessor
-from seed.data.codes import CodesMetadata, codes_schema
+from seed.data.codes import CodesMetadata
+from seed.training.language_examples import write_views
 from seed.training.lora import load_adapter, merge
 from seed.training.trainer import TrainingDivergedError
 
@@ -39,9 +38,8 @@ def work(tmp_path_factory, seed_repository) -> Path:
 
 def write_codes(path: Path, image_tokenizer: str) -> None:
     metadata = CodesMetadata(image_tokenizer, "none", "float32", codebook_size=64, num_codes=32)
-    codes = np.random.default_rng(0).integers(64, size=(24, 32)).tolist()
-    rows = [{"id": str(i // 2), "codes": codes[i], "captions": [f"a dog {i // 2}"]} for i in range(24)]
-    pq.write_table(pa.Table.from_pylist(rows, schema=codes_schema(metadata, with_captions=True)), path)
+    codes = torch.from_numpy(np.random.default_rng(0).integers(64, size=(12, 2, 32)))
+    write_views(path, codes, [[f"a dog {i}"] for i in range(12)], metadata)
 
 
 def arguments(work: Path, repository: Path, stage: str, model: Path, output: Path) -> list:

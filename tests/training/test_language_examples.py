@@ -9,6 +9,7 @@ import pytest
 from tiny_language import tiny_processor
 
 from seed.data.codes import CodesMetadata, codes_schema
+from seed.training import language_examples
 from seed.training.language_examples import (
     LanguageDataset,
     LanguageFile,
@@ -38,7 +39,12 @@ def write(path: Path, rows: list[dict], schema: pa.Schema | None = None) -> Path
 def caption_rows() -> list[dict]:
     """Six pictures of two views; the captions say which."""
     return [
-        {"id": f"p{picture}", "codes": CODES[2 * picture + view], "captions": [f"red {picture}", f"a dog {picture}"]}
+        {
+            "id": f"p{picture}",
+            "codes": CODES[2 * picture + view],
+            "captions": [f"red {picture}", f"a dog {picture}"],
+            "view": view,
+        }
         for picture in range(6)
         for view in range(2)
     ]
@@ -98,6 +104,28 @@ def test_an_example_depends_on_seed_and_position_only(tmp_path, processor):
     assert [dataset(processor, [file], tasks, seed=4)[position] for position in range(60)] != everything
 
 
+def test_orders_are_not_drawn_anew_at_every_look_up(tmp_path, processor, monkeypatch):
+    """Of millions of rows one takes seconds."""
+    file = open_file(write(tmp_path / "codes.parquet", caption_rows()))
+    texts = write(tmp_path / "text.parquet", [{"text": f"a dog {i}"} for i in range(7)])
+    drawn, draw = [], language_examples._permutation
+
+    def counted(length, *key):
+        drawn.append(key)
+        return draw(length, *key)
+
+    monkeypatch.setattr(language_examples, "_permutation", counted)
+    weights = {"caption": 4, "drawing": 3.5, "text": 1}
+    run = dataset(processor, [file, open_file(texts)], weights, examples=50 * 52)
+    assert run.epoch_length == 52
+    for position in range(len(run)):
+        run[position]
+    # Of 50 epochs, and of 50 times 4, 3.5 and 1 passes over the rows. One that two epochs share may be drawn once more,
+    # where there are so few rows that none of it is looked up for long.
+    assert len(set(drawn)) == 50 + 200 + 175 + 50 and len(drawn) <= len(set(drawn)) + 25
+    assert len(run._orders) <= 1 + 6 + 6 + 3
+
+
 def test_captions_are_dropped_from_drawings_only(tmp_path, processor):
     file = open_file(write(tmp_path / "codes.parquet", caption_rows()))
     run = dataset(processor, [file], {"caption": 1, "drawing": 1}, caption_dropout=0.3, augmented_drawings=False)
@@ -107,6 +135,20 @@ def test_captions_are_dropped_from_drawings_only(tmp_path, processor):
         empty[task, words == "Generate an image"] += 1
         assert task == "caption" or CODES.index(codes) % 2 == 0, "drawings are of the picture itself"
     assert empty["caption", True] == 0 and 130 < empty["drawing", True] < 230
+
+
+def test_pictures_that_share_an_id_are_no_views(tmp_path, processor):
+    """As `seed tokenize a.tar b.tar` writes them where both shards count from 0."""
+    rows = [{"id": f"{i % 2:05d}", "codes": CODES[i], "captions": [f"red {i}"]} for i in range(4)]
+    file = open_file(write(tmp_path / "codes.parquet", rows))
+    assert len(file) == 4
+    run = dataset(processor, [file], {"drawing": 1}, caption_dropout=0.0, augmented_drawings=False)
+    assert sorted(CODES.index(read(processor, run[position])[1]) for position in range(4)) == [0, 1, 2, 3]
+
+
+def test_several_questions_about_one_picture_all_come(tmp_path):
+    rows = [{"id": "p", "codes": CODES[0], "question": f"what is {i}", "answer": "a dog"} for i in range(3)]
+    assert len(open_file(write(tmp_path / "questions.parquet", rows))) == 3
 
 
 def test_questions_documents_and_instructions(tmp_path, processor):
