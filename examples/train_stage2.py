@@ -16,6 +16,7 @@ from seed import SeedConfig, SeedForQuantization, SeedImageProcessorPil
 from seed.training.datasets import QuantizationCollator
 from seed.training.feature_cache import open_embedding_cache
 from seed.training.recipes import apply_head_settings
+from seed.training.runs import loaded_hash, vocabulary_hash
 from seed.training.stage import first_embeddings, open_sources, parse_arguments, read_recipe, run_stage, save_stage
 from seed.training.text_features import TextFeatures
 
@@ -46,7 +47,14 @@ def main() -> None:
     text_features = TextFeatures(arguments.decoder)
     config = SeedConfig.from_pretrained(arguments.init, use_code_branch=True, **recipe.model)
     config.generation_dim = text_features.dim
-    head = SeedForQuantization.from_pretrained(arguments.init, config=config, new_modules=NEW_MODULES)
+    head, info = SeedForQuantization.from_pretrained(
+        arguments.init, config=config, new_modules=NEW_MODULES, output_loading_info=True
+    )
+    start = {
+        "model": loaded_hash(head, info["missing_keys"]),
+        "text encoder": loaded_hash(text_features.text_encoder),
+        "text encoder's vocabulary": vocabulary_hash(text_features.tokenizer),
+    }
     apply_head_settings(head, recipe.head)
     sources = open_sources(arguments, recipe, head.model, processor)
     for source in sources:
@@ -61,7 +69,7 @@ def main() -> None:
     collator = QuantizationCollator(target, processor)
     if head.pca_initialization or head.kmeans_initialization:
         head.initialize_from_embeddings(first_embeddings(head.model.eval(), recipe, collator, sources))
-    run_stage(arguments, recipe, head, collator, sources)
+    run_stage(arguments, recipe, head, collator, sources, start)
     head.model.set_empty_prompt_embeds(text_features.compute([""]))
     save_stage(arguments.output, head.model, processor, tokenizer, arguments.recipe)
 

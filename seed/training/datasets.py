@@ -21,12 +21,14 @@ class PictureSource:
         concepts: for each picture what it shows; pictures of one concept are positives of each other.
         cache: vision features of the pictures; None trains from the pictures themselves.
         images: one function per picture that returns it; needed without a cache.
+        identity: which pictures they are, e.g. a hash of their ids, for `run_stage`.
     """
 
     captions: Sequence[Sequence[str]]
     concepts: Sequence[str]
     cache: FeatureCache | None = None
     images: Sequence[Callable[[], Image.Image]] | None = None
+    identity: str = ""
 
     def __len__(self) -> int:
         return len(self.captions)
