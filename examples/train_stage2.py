@@ -1,6 +1,7 @@
 """Stage II: codebook, code decoders and Reverse Q-Former on a frozen stage I (paper, section 3.2).
 
-The targets are the causal embeddings, and a Stable Diffusion model's text features of one fixed caption per picture.
+The targets are the causal embeddings, and a Stable Diffusion model's text features of one fixed caption per picture:
+computed before the training and kept where they fit in 4 GiB, else batch by batch on the device that trains.
 
     python examples/train_stage2.py --recipe examples/recipes/stage2/tiny.yaml --init runs/stage1 \
         --decoder runs/stable_diffusion --data emoji64/train.parquet \
@@ -61,16 +62,12 @@ def main() -> None:
         if source.cache is not None:  # the Causal Q-Former is frozen too: its output is computed once
             with PartialState().main_process_first():
                 source.cache = open_embedding_cache(head.model, source.cache)
-    text_features.prepare({captions[0] for source in sources for captions in source.captions})
-
-    def target(source: int, picture: int):
-        return text_features[sources[source].captions[picture][0]]
-
-    collator = QuantizationCollator(target, processor)
+    text_features.keep((captions[0] for source in sources for captions in source.captions), PartialState().device)
+    collator = QuantizationCollator(sources, text_features.tokenize, processor)
     if head.pca_initialization or head.kmeans_initialization:
         head.initialize_from_embeddings(first_embeddings(head.model.eval(), recipe, collator, sources))
-    run_stage(arguments, recipe, head, collator, sources, start)
-    head.model.set_empty_prompt_embeds(text_features.compute([""]))
+    run_stage(arguments, recipe, head, collator, sources, start, text_features)
+    head.model.set_empty_prompt_embeds(text_features.compute(text_features.tokenize([""])))
     save_stage(arguments.output, head.model, processor, tokenizer, arguments.recipe)
 
 

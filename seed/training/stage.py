@@ -27,6 +27,7 @@ from .datasets import PictureSource, RunDataset
 from .feature_cache import build_feature_cache
 from .recipes import StageRecipe, load_recipe
 from .runs import check_run, recipe_values
+from .text_features import TextFeatures
 from .trainer import SeedTrainer, training_arguments
 
 
@@ -191,7 +192,7 @@ def first_embeddings(model: SeedModel, recipe: StageRecipe, collator, sources: l
     dataset = RunDataset(sources, count, recipe.training.get("seed", 42))
     embeddings = []
     for batch in DataLoader(dataset, batch_size=64, collate_fn=collator):
-        batch.pop("text_features")
+        batch.pop("caption_ids")
         cached = batch.get("causal_embeddings")
         embeddings.append(model.get_causal_embeddings(**batch) if cached is None else cached)
     return torch.cat(embeddings)
@@ -204,12 +205,14 @@ def run_stage(
     collator,
     sources: list[PictureSource],
     start: dict[str, str],
+    text_features: TextFeatures | None = None,
 ) -> None:
     """
     Trains `head`, resuming from the last checkpoint under `--output` if there is one.
 
     Args:
         start: hashes of what the run starts from, by names that tell a user what it is.
+        text_features: stage II's target, of the collator's `caption_ids`.
 
     Raises:
         ValueError: the checkpoints there are of a run with another recipe, other data or another start.
@@ -221,7 +224,9 @@ def run_stage(
     pictures = sum(len(source) for source in sources)
     options.max_steps = arguments.max_steps or math.ceil(recipe.epochs * pictures / batch)
     dataset = RunDataset(sources, options.max_steps * batch, options.seed, recipe.data.first_caption_probability)
-    trainer = SeedTrainer(model=head, args=options, train_dataset=dataset, data_collator=collator)
+    trainer = SeedTrainer(
+        model=head, args=options, train_dataset=dataset, data_collator=collator, text_features=text_features
+    )
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     data = [[source.identity, source.cache.views if source.cache else None] for source in sources]
     start = start | {"image processor": preprocessing_hash(collator.image_processor)}

@@ -117,7 +117,7 @@ def refuses_other_runs(work: Path, qformer: Path, stage1: Path, stage2: Path) ->
     run("train_stage1.py", stage1, qformer)
 
 
-def test_stages_run_resume_and_hand_on(work, capfd):
+def test_stages_run_resume_and_hand_on(work, capfd, monkeypatch):
     qformer = run_and_resume(work, "train_qformer.py", "qformer")
     assert "row 12" in capfd.readouterr().out, "the broken picture is reported"
 
@@ -127,7 +127,14 @@ def test_stages_run_resume_and_hand_on(work, capfd):
     with pytest.raises(ValueError, match="stage I"):
         causal.get_image_tokens(torch.zeros(1, 3, 28, 28))
 
-    stage2 = run_and_resume(work, "train_stage2.py", "stage2", "--init", stage1, "--decoder", work / "sd")
+    with monkeypatch.context() as many_captions:
+        many_captions.setattr("seed.training.text_features.KEPT_BYTES", 0)
+        stage2 = run_and_resume(work, "train_stage2.py", "stage2", "--init", stage1, "--decoder", work / "sd")
+    few = work / "stage2-kept"
+    run_script("train_stage2.py", "--recipe", EXAMPLES / "recipes" / "stage2" / "smoke.yaml", "--init", stage1,
+               "--decoder", work / "sd", "--data", work / "data.parquet", "--output", few,
+               "--feature-cache", work / "features" / "stage2")  # fmt: skip
+    assert losses(few) == pytest.approx(losses(stage2), rel=1e-3), "keeping the features changes nothing"
     model = SeedModel.from_pretrained(stage2)
     assert model.config.generation_dim == 24 and model.config.has_empty_prompt_embeds
     before, after = causal.state_dict(), model.state_dict()
