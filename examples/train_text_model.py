@@ -18,6 +18,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, OPTForCausalLM, Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from seed.data.provenance import replace_into
 from seed.training.runs import check_run, file_hash, recipe_values, vocabulary_hash
 from seed.training.text_model import (
     TextBlocks,
@@ -85,16 +86,14 @@ def train(
 
 
 def save(model, tokenizer, args: argparse.Namespace) -> None:
-    """All or nothing."""
+    """Saves model, tokenizer and recipe, as [`replace_into`] does."""
     partial = args.output / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     model.config.use_cache = True  # Trainer turns it off, and would leave it so in config.json
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     shutil.copy(args.recipe, partial / "recipe.yaml")
-    for item in partial.iterdir():
-        os.replace(item, args.output / item.name)
-    partial.rmdir()
+    replace_into(partial, args.output)
     print(f"Saved to {args.output}")
 
 

@@ -1,7 +1,6 @@
 """What the scripts that train a language model share: the run, and the repository that comes out of it."""
 
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from accelerate import PartialState
 from peft import PeftModel
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..data.provenance import replace_into
 from ..modeling_seed_language import SeedLanguageModelMixin
 from ..processing_seed import SeedProcessor
 from ..repository_seed import DECODER_FOLDER, IMAGE_TOKENIZER_FOLDER, point_to
@@ -89,7 +89,8 @@ def save_language_model(
     recipe_path: str | Path,
 ) -> SeedLanguageModelMixin:
     """
-    Saves what was trained alone, in `output`/adapter, and the merged model as a SEED repository, all or nothing.
+    Saves what was trained alone, in `output`/adapter, and the merged model as a SEED repository, the latter as
+    [`replace_into`] does.
 
     Args:
         base_model: folder or Hub id of the frozen model.
@@ -112,11 +113,7 @@ def save_language_model(
     merged.save_pretrained(partial)
     processor.save_pretrained(partial)
     shutil.copy(recipe_path, partial / "recipe.yaml")
-    for item in partial.iterdir():
-        if item.is_dir():  # of an earlier save; os.replace takes the place of files and empty folders only
-            shutil.rmtree(output / item.name, ignore_errors=True)
-        os.replace(item, output / item.name)
-    partial.rmdir()
+    replace_into(partial, output)
     return merged
 
 

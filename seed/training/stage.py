@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from ..conversion.efficientnet_lite import IMAGE_MEAN, IMAGE_STD, load_efficient
 from ..data.augmentation import augment
 from ..data.image_text import SkipReport, load_image_text
 from ..data.images import InvalidImageError, load_image
-from ..data.provenance import preprocessing_hash, write_atomically
+from ..data.provenance import preprocessing_hash, replace_into, write_atomically
 from ..hardware import keep_freed_memory
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
@@ -236,7 +235,7 @@ def run_stage(
 
 def save_stage(output: str | Path, model: SeedModel, processor, tokenizer, recipe_path: str | Path) -> None:
     """
-    Saves the image tokenizer, its image processor, its text tokenizer and the recipe, all or nothing.
+    Saves the image tokenizer, its image processor, its text tokenizer and the recipe, as [`replace_into`] does.
 
     The image processor is written under the name that `AutoImageProcessor` resolves with and without torchvision.
     """
@@ -249,9 +248,7 @@ def save_stage(output: str | Path, model: SeedModel, processor, tokenizer, recip
     processor.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     shutil.copy(recipe_path, partial / "recipe.yaml")
-    for item in partial.iterdir():
-        os.replace(item, output / item.name)
-    partial.rmdir()
+    replace_into(partial, output)
     print(f"Saved to {output}")
 
 
