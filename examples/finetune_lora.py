@@ -57,7 +57,8 @@ def main() -> None:
         arguments.output / "codes.parquet", metadata.image_tokenizer, metadata.codebook_size, metadata.num_codes
     )
     set_seed(recipe.training.get("seed", 42))
-    model, processor = open_language_model(arguments.model, image_tokenizer, image_processor, recipe.lora)
+    dtype = getattr(torch, recipe.dtype)
+    model, processor = open_language_model(arguments.model, image_tokenizer, image_processor, recipe.lora, dtype)
 
     count = min(SHOWN, len(images))
     shown = [round(k * (len(images) - 1) / max(1, count - 1)) for k in range(count)]  # evenly over all

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from seed import SeedForImageTextPretraining
 from seed.training.datasets import ContrastiveCollator
 from seed.training.recipes import apply_head_settings
+from seed.training.runs import loaded_hash, vocabulary_hash
 from seed.training.stage import (
     create_model,
     open_sources,
@@ -43,10 +44,13 @@ def main() -> None:
     model, processor = create_model(recipe, vocab_size=len(tokenizer))
     head = SeedForImageTextPretraining(model.config)
     head.model.vision_model.load_state_dict(model.vision_model.state_dict())
+    start = {"text vocabulary": vocabulary_hash(tokenizer)}
+    if recipe.vision_model is not None:  # else drawn, as all the rest
+        start["vision model"] = loaded_hash(head.model.vision_model)
     apply_head_settings(head, recipe.head)
     sources = open_sources(arguments, recipe, head.model, processor)
     collator = ContrastiveCollator(tokenizer, processor, recipe.data.max_text_length)
-    run_stage(arguments, recipe, head, collator, sources)
+    run_stage(arguments, recipe, head, collator, sources, start)
     save_stage(arguments.output, head.model, processor, tokenizer, arguments.recipe)
 
 

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from seed import SeedConfig, SeedForContrastiveLearning, SeedImageProcessorPil
 from seed.training.datasets import ContrastiveCollator
 from seed.training.recipes import apply_head_settings
+from seed.training.runs import loaded_hash, vocabulary_hash
 from seed.training.stage import open_sources, parse_arguments, read_recipe, run_stage, save_stage
 
 
@@ -26,11 +27,14 @@ def main() -> None:
     processor = SeedImageProcessorPil.from_pretrained(arguments.init)
 
     config = SeedConfig.from_pretrained(arguments.init, use_code_branch=False, **recipe.model)
-    head = SeedForContrastiveLearning.from_pretrained(arguments.init, config=config, new_modules=("temperature",))
+    head, info = SeedForContrastiveLearning.from_pretrained(
+        arguments.init, config=config, new_modules=("temperature",), output_loading_info=True
+    )
+    start = {"model": loaded_hash(head, info["missing_keys"]), "text vocabulary": vocabulary_hash(tokenizer)}
     apply_head_settings(head, recipe.head)
     sources = open_sources(arguments, recipe, head.model, processor)
     collator = ContrastiveCollator(tokenizer, processor, recipe.data.max_text_length)
-    run_stage(arguments, recipe, head, collator, sources)
+    run_stage(arguments, recipe, head, collator, sources, start)
     save_stage(arguments.output, head.model, processor, tokenizer, arguments.recipe)
 
 

@@ -1,6 +1,7 @@
 """Stage II: codebook, code decoders and Reverse Q-Former on a frozen stage I (paper, section 3.2).
 
-The targets are the causal embeddings, and a Stable Diffusion model's text features of one fixed caption per picture.
+The targets are the causal embeddings, and a Stable Diffusion model's text features of one fixed caption per picture:
+computed before the training and kept where they fit in 4 GiB, else batch by batch on the device that trains.
 
     python examples/train_stage2.py --recipe examples/recipes/stage2/tiny.yaml --init runs/stage1 \
         --decoder runs/stable_diffusion --data emoji64/train.parquet \
@@ -16,6 +17,7 @@ from seed import SeedConfig, SeedForQuantization, SeedImageProcessorPil
 from seed.training.datasets import QuantizationCollator
 from seed.training.feature_cache import open_embedding_cache
 from seed.training.recipes import apply_head_settings
+from seed.training.runs import loaded_hash, vocabulary_hash
 from seed.training.stage import first_embeddings, open_sources, parse_arguments, read_recipe, run_stage, save_stage
 from seed.training.text_features import TextFeatures
 
@@ -46,23 +48,26 @@ def main() -> None:
     text_features = TextFeatures(arguments.decoder)
     config = SeedConfig.from_pretrained(arguments.init, use_code_branch=True, **recipe.model)
     config.generation_dim = text_features.dim
-    head = SeedForQuantization.from_pretrained(arguments.init, config=config, new_modules=NEW_MODULES)
+    head, info = SeedForQuantization.from_pretrained(
+        arguments.init, config=config, new_modules=NEW_MODULES, output_loading_info=True
+    )
+    start = {
+        "model": loaded_hash(head, info["missing_keys"]),
+        "text encoder": loaded_hash(text_features.text_encoder),
+        "text encoder's vocabulary": vocabulary_hash(text_features.tokenizer),
+    }
     apply_head_settings(head, recipe.head)
     sources = open_sources(arguments, recipe, head.model, processor)
     for source in sources:
         if source.cache is not None:  # the Causal Q-Former is frozen too: its output is computed once
             with PartialState().main_process_first():
                 source.cache = open_embedding_cache(head.model, source.cache)
-    text_features.prepare({captions[0] for source in sources for captions in source.captions})
-
-    def target(source: int, picture: int):
-        return text_features[sources[source].captions[picture][0]]
-
-    collator = QuantizationCollator(target, processor)
+    text_features.keep((captions[0] for source in sources for captions in source.captions), PartialState().device)
+    collator = QuantizationCollator(sources, text_features.tokenize, processor)
     if head.pca_initialization or head.kmeans_initialization:
         head.initialize_from_embeddings(first_embeddings(head.model.eval(), recipe, collator, sources))
-    run_stage(arguments, recipe, head, collator, sources)
-    head.model.set_empty_prompt_embeds(text_features.compute([""]))
+    run_stage(arguments, recipe, head, collator, sources, start, text_features)
+    head.model.set_empty_prompt_embeds(text_features.compute(text_features.tokenize([""])))
     save_stage(arguments.output, head.model, processor, tokenizer, arguments.recipe)
 
 

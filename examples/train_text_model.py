@@ -18,6 +18,8 @@ from pathlib import Path
 from transformers import AutoTokenizer, OPTForCausalLM, Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from seed.data.provenance import replace_into
+from seed.training.runs import check_run, file_hash, recipe_values, vocabulary_hash
 from seed.training.text_model import (
     TextBlocks,
     TextModelRecipe,
@@ -45,7 +47,8 @@ def main() -> None:
     print(f"{len(texts)} documents, {blocks.blocks.size} tokens in {len(blocks)} blocks")
     set_seed(seed)
     model = OPTForCausalLM(text_model_config(recipe, tokenizer))
-    train(model, blocks, recipe, args.output / "checkpoints", args.max_steps)
+    run = recipe_values(recipe) | {"data": file_hash(args.data), "text vocabulary": vocabulary_hash(tokenizer)}
+    train(model, blocks, recipe, run, args.output, args.max_steps)
     save(model, tokenizer, args)
 
 
@@ -59,28 +62,38 @@ def open_tokenizer(folder: Path, texts: list[str], vocab_size: int):
     return AutoTokenizer.from_pretrained(folder)
 
 
-def train(model, blocks: TextBlocks, recipe: TextModelRecipe, checkpoints: Path, max_steps: int | None) -> None:
-    """Resumes from the last checkpoint, if there is one."""
+def train(
+    model, blocks: TextBlocks, recipe: TextModelRecipe, run: dict[str, object], output: Path, max_steps: int | None
+) -> None:
+    """
+    Resumes from the last checkpoint under `output`, if there is one.
+
+    Args:
+        run: what makes the run what it is, for [`check_run`].
+
+    Raises:
+        ValueError: the checkpoints there are of a run with another recipe, other data or another tokenizer.
+    """
+    checkpoints = output / "checkpoints"
     options = training_arguments(checkpoints, recipe.training)
     batch = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
     options.max_steps = max_steps or math.ceil(recipe.epochs * len(blocks) / batch)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters / 1e6:.2f}M parameters, {options.max_steps} steps of {batch} blocks")
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    check_run(output, run, last)
     Trainer(model=model, args=options, train_dataset=blocks).train(resume_from_checkpoint=last)
 
 
 def save(model, tokenizer, args: argparse.Namespace) -> None:
-    """All or nothing."""
+    """Saves model, tokenizer and recipe, as [`replace_into`] does."""
     partial = args.output / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     model.config.use_cache = True  # Trainer turns it off, and would leave it so in config.json
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     shutil.copy(args.recipe, partial / "recipe.yaml")
-    for item in partial.iterdir():
-        os.replace(item, args.output / item.name)
-    partial.rmdir()
+    replace_into(partial, args.output)
     print(f"Saved to {args.output}")
 
 

@@ -210,7 +210,11 @@ class SeedForQuantization(SeedPreTrainedModel):
         freeze_codes: keeps the encode layer, the position scales and the codebook as `initialize_from_embeddings` made
             them and trains what follows them (our choice for short trainings, in which the gradient through the
             quantiser spoils a good start; off in the released recipe). Codes are then known before the training.
-        revival_interval: steps between revivals of codes that had no hit in that time; 0 never revives (released).
+        revival_interval: forward passes in training between revivals of codes that had no hit in that time; 0 never
+            revives (released). With gradient accumulation there are several to a step of the optimiser.
+
+    Raises:
+        ValueError: the config is without the code branch's reconstruction decoder, which is trained here.
     """
 
     quantization_weight = 5.0
@@ -224,6 +228,12 @@ class SeedForQuantization(SeedPreTrainedModel):
     revival_interval = 0
 
     def __init__(self, config: SeedConfig):
+        if not config.use_reconstruction_decoder:
+            raise ValueError(
+                "use_reconstruction_decoder is False in the config; stage II trains the reconstruction decoder. Start "
+                "from stage I's model, or set use_reconstruction_decoder=True and name 'model.reconstruction_decoder' "
+                "in from_pretrained's new_modules."
+            )
         super().__init__(config)
         self.model = SeedModel(config)
         # Part of the checkpoint, so that a resumed run revives the same codes.
@@ -343,7 +353,7 @@ class SeedForQuantization(SeedPreTrainedModel):
 
     @torch.no_grad()
     def _revive_codes(self, vectors: torch.Tensor) -> None:
-        """Moves dead codes onto the data every `revival_interval` steps."""
+        """Moves dead codes onto the data every `revival_interval` forward passes."""
         if self.freeze_codes and self.revival_interval:
             raise ValueError(
                 f"freeze_codes keeps the codebook as it is, but revival_interval={self.revival_interval} would move "

@@ -2,10 +2,14 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+
+CONFIG_FILE = "config.json"
+WEIGHT_FILES = "model*.safetensors*"  # as transformers names them: one file, or shards and their index
 
 
 def weight_hash(module: torch.nn.Module) -> str:
@@ -34,4 +38,41 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-__all__ = ["hash_tensors", "preprocessing_hash", "weight_hash", "write_atomically"]
+def replace_into(partial: Path, output: Path) -> None:
+    """
+    Moves a saved model in place of the one in `output`; what else lies there stays.
+
+    Several files cannot be replaced at once. So the old `config.json` and weights go first, those of a save in other
+    shards too, and the new ones come last: weights, their index, `config.json`. A kill in between leaves a folder from
+    which loading fails, with the rest of the save in `partial`, never a model of old and new parts. (Processors and
+    tokenizers there may be old or new.) Saving again completes it.
+
+    Args:
+        partial: folder of a whole `save_pretrained`, on the same file system; it is gone afterwards.
+
+    Raises:
+        FileNotFoundError: `partial` has no `config.json`.
+    """
+    if not (partial / CONFIG_FILE).is_file():
+        raise FileNotFoundError(
+            f"{partial} has no {CONFIG_FILE}, so it is no saved model; {output} stays as it is. Save the model there "
+            "first, with save_pretrained."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    (output / CONFIG_FILE).unlink(missing_ok=True)
+    for stale in output.glob(WEIGHT_FILES):
+        stale.unlink()
+    for item in sorted(partial.iterdir(), key=_turn):
+        if item.is_dir():  # os.replace takes the place of files and empty folders only
+            shutil.rmtree(output / item.name, ignore_errors=True)
+        os.replace(item, output / item.name)
+    partial.rmdir()
+
+
+def _turn(item: Path) -> tuple[bool, bool, bool]:
+    """Sorts: everything else, weights, their index, the config."""
+    is_weight = item.match(WEIGHT_FILES)
+    return item.name == CONFIG_FILE, is_weight and item.suffix == ".json", is_weight
+
+
+__all__ = ["hash_tensors", "preprocessing_hash", "replace_into", "weight_hash", "write_atomically"]

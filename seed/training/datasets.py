@@ -21,12 +21,14 @@ class PictureSource:
         concepts: for each picture what it shows; pictures of one concept are positives of each other.
         cache: vision features of the pictures; None trains from the pictures themselves.
         images: one function per picture that returns it; needed without a cache.
+        identity: which pictures they are, e.g. a hash of their ids, for `run_stage`.
     """
 
     captions: Sequence[Sequence[str]]
     concepts: Sequence[str]
     cache: FeatureCache | None = None
     images: Sequence[Callable[[], Image.Image]] | None = None
+    identity: str = ""
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -124,16 +126,24 @@ class QuantizationCollator:
     Examples of a [`RunDataset`] to a batch for stage II.
 
     Args:
-        text_features: for each source and picture `(77, generation_dim)`, features of its fixed caption.
+        sources: those of the data set. The fixed caption of a picture is its first.
+        tokenize: captions to `(captions, 77)`, which come as `caption_ids`: the trainer makes features of them, where
+            the accelerator is.
     """
 
-    def __init__(self, text_features: Callable[[int, int], torch.Tensor], image_processor=None):
-        self.text_features = text_features
+    def __init__(
+        self,
+        sources: Sequence[PictureSource],
+        tokenize: Callable[[list[str]], torch.LongTensor],
+        image_processor=None,
+    ):
+        self.sources = list(sources)
+        self.tokenize = tokenize
         self.image_processor = image_processor
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        targets = [self.text_features(example["source"], example["picture"]) for example in examples]
-        return {"text_features": torch.stack(targets)} | collate_images(examples, self.image_processor)
+        captions = [self.sources[example["source"]].captions[example["picture"]][0] for example in examples]
+        return {"caption_ids": self.tokenize(captions)} | collate_images(examples, self.image_processor)
 
 
 def collate_images(examples: list[dict], image_processor) -> dict[str, torch.Tensor]:

@@ -1,11 +1,6 @@
 """What the scripts that train a language model share: the run, and the repository that comes out of it."""
 
-import dataclasses
-import hashlib
-import json
-import logging
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,19 +9,15 @@ from accelerate import PartialState
 from peft import PeftModel
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..data.provenance import hash_tensors, write_atomically
+from ..data.provenance import replace_into
 from ..modeling_seed_language import SeedLanguageModelMixin
 from ..processing_seed import SeedProcessor
 from ..repository_seed import DECODER_FOLDER, IMAGE_TOKENIZER_FOLDER, point_to
 from .language_examples import LanguageDataset, LanguageFile, LanguageRecipe
 from .lora import merge, save_adapter
 from .packing import PackingCollator
+from .runs import check_run, file_hash, loaded_hash, recipe_values
 from .trainer import RunTrainer, training_arguments
-
-logger = logging.getLogger(__name__)
-
-# Beside the checkpoints: of which run they are.
-RUN_FILE = "run.json"
 
 
 def run_language_stage(
@@ -69,51 +60,24 @@ def run_language_stage(
             "--multi_gpu)."
         )
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    _check_run(Path(output), _fingerprint(recipe, model, files), last)
+    check_run(Path(output), _fingerprint(recipe, model, files), last)
     trainer.train(resume_from_checkpoint=last)
 
 
 def _fingerprint(recipe: LanguageRecipe, model: PeftModel, files: Sequence[LanguageFile]) -> dict[str, object]:
-    """What makes a run what it is, by content; where the files lie and what they are called says nothing."""
-    values = {f"recipe.{name}": value for name, value in dataclasses.asdict(recipe).items()}
-    values |= {f"recipe.training.{name}": value for name, value in values.pop("recipe.training").items()}
+    """What makes a run what it is, for [`check_run`]."""
     # New LoRA weights (A random, B zero) and new visual modules are drawn at every start; all else is what was loaded.
     # B is of an adapter that goes on.
-    loaded = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if not any(part in name for part in ("lora_A", "modules_to_save", "original_module"))
+    drawn = [
+        name
+        for name in model.state_dict()
+        if any(part in name for part in ("lora_A", "modules_to_save", "original_module"))
+    ]
+    return recipe_values(recipe) | {
+        "model": loaded_hash(model, drawn),
+        "codes of": model.get_base_model().config.image_tokenizer_hash,
+        "data": [file_hash(file.path) for file in files],
     }
-    values |= {"model": hash_tensors(loaded.items()), "codes of": model.get_base_model().config.image_tokenizer_hash}
-    values["data"] = [_file_hash(file.path) for file in files]
-    return json.loads(json.dumps(values))  # as it reads back
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _check_run(output: Path, run: dict[str, object], checkpoint: str | None) -> None:
-    """Remembers the run in `output`, or compares it with the one that made the checkpoint from which it would go on."""
-    path = output / RUN_FILE
-    if checkpoint is not None and path.is_file():
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        differing = sorted(name for name in run.keys() | stored.keys() if run.get(name) != stored.get(name))
-        if differing:
-            raise ValueError(
-                f"{checkpoint} is of another run: it differs in {', '.join(differing)}. Repeat that run's command to "
-                f"go on with it; for another run choose another --output or delete {output / 'checkpoints'}."
-            )
-        return
-    if checkpoint is not None:
-        logger.warning("%s does not say of which run it is (%s is missing); going on from it.", checkpoint, path)
-    if PartialState().is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(run, indent=2) + "\n")
 
 
 def save_language_model(
@@ -125,7 +89,8 @@ def save_language_model(
     recipe_path: str | Path,
 ) -> SeedLanguageModelMixin:
     """
-    Saves what was trained alone, in `output`/adapter, and the merged model as a SEED repository, all or nothing.
+    Saves what was trained alone, in `output`/adapter, and the merged model as a SEED repository, the latter as
+    [`replace_into`] does.
 
     Args:
         base_model: folder or Hub id of the frozen model.
@@ -148,11 +113,7 @@ def save_language_model(
     merged.save_pretrained(partial)
     processor.save_pretrained(partial)
     shutil.copy(recipe_path, partial / "recipe.yaml")
-    for item in partial.iterdir():
-        if item.is_dir():  # of an earlier save; os.replace takes the place of files and empty folders only
-            shutil.rmtree(output / item.name, ignore_errors=True)
-        os.replace(item, output / item.name)
-    partial.rmdir()
+    replace_into(partial, output)
     processor.name_or_path = str(output)
     return merged
 

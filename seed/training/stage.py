@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 
@@ -19,13 +18,15 @@ from ..conversion.efficientnet_lite import IMAGE_MEAN, IMAGE_STD, load_efficient
 from ..data.augmentation import augment
 from ..data.image_text import SkipReport, load_image_text
 from ..data.images import InvalidImageError, load_image
-from ..data.provenance import write_atomically
+from ..data.provenance import preprocessing_hash, replace_into, write_atomically
 from ..hardware import keep_freed_memory
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
 from .datasets import PictureSource, RunDataset
 from .feature_cache import build_feature_cache
 from .recipes import StageRecipe, load_recipe
+from .runs import check_run, recipe_values
+from .text_features import TextFeatures
 from .trainer import SeedTrainer, training_arguments
 
 
@@ -119,7 +120,7 @@ def open_sources(
         images = [_Opener(dataset, row) for row in range(len(dataset))]
         captions = dataset["captions"]
         concepts = dataset["concept"] if "concept" in dataset.column_names else [c[0].casefold() for c in captions]
-        source = PictureSource(captions=list(captions), concepts=list(concepts), images=images)
+        source = PictureSource(list(captions), list(concepts), images=images, identity=identity)
         if arguments.feature_cache:
             folder = Path(arguments.feature_cache) / f"{number}-{Path(path).stem}"
             with PartialState().main_process_first():  # the others find it finished
@@ -190,28 +191,51 @@ def first_embeddings(model: SeedModel, recipe: StageRecipe, collator, sources: l
     dataset = RunDataset(sources, count, recipe.training.get("seed", 42))
     embeddings = []
     for batch in DataLoader(dataset, batch_size=64, collate_fn=collator):
-        batch.pop("text_features")
+        batch.pop("caption_ids")
         cached = batch.get("causal_embeddings")
         embeddings.append(model.get_causal_embeddings(**batch) if cached is None else cached)
     return torch.cat(embeddings)
 
 
-def run_stage(arguments: argparse.Namespace, recipe: StageRecipe, head, collator, sources: list[PictureSource]) -> None:
-    """Trains `head`, resuming from the last checkpoint under `--output` if there is one."""
+def run_stage(
+    arguments: argparse.Namespace,
+    recipe: StageRecipe,
+    head,
+    collator,
+    sources: list[PictureSource],
+    start: dict[str, str],
+    text_features: TextFeatures | None = None,
+) -> None:
+    """
+    Trains `head`, resuming from the last checkpoint under `--output` if there is one.
+
+    Args:
+        start: hashes of what the run starts from, by names that tell a user what it is.
+        text_features: stage II's target, of the collator's `caption_ids`.
+
+    Raises:
+        ValueError: the checkpoints there are of a run with another recipe, other data or another start.
+        TrainingDivergedError: a loss or weight is not finite; the last good checkpoint is kept.
+    """
     checkpoints = Path(arguments.output) / "checkpoints"
     options = training_arguments(checkpoints, recipe.training, remove_unused_columns=False)
     batch = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
     pictures = sum(len(source) for source in sources)
     options.max_steps = arguments.max_steps or math.ceil(recipe.epochs * pictures / batch)
     dataset = RunDataset(sources, options.max_steps * batch, options.seed, recipe.data.first_caption_probability)
-    trainer = SeedTrainer(model=head, args=options, train_dataset=dataset, data_collator=collator)
+    trainer = SeedTrainer(
+        model=head, args=options, train_dataset=dataset, data_collator=collator, text_features=text_features
+    )
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    data = [[source.identity, source.cache.views if source.cache else None] for source in sources]
+    start = start | {"image processor": preprocessing_hash(collator.image_processor)}
+    check_run(Path(arguments.output), recipe_values(recipe) | start | {"data": data}, last)
     trainer.train(resume_from_checkpoint=last)
 
 
 def save_stage(output: str | Path, model: SeedModel, processor, tokenizer, recipe_path: str | Path) -> None:
     """
-    Saves the image tokenizer, its image processor, its text tokenizer and the recipe, all or nothing.
+    Saves the image tokenizer, its image processor, its text tokenizer and the recipe, as [`replace_into`] does.
 
     The image processor is written under the name that `AutoImageProcessor` resolves with and without torchvision.
     """
@@ -224,9 +248,7 @@ def save_stage(output: str | Path, model: SeedModel, processor, tokenizer, recip
     processor.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     shutil.copy(recipe_path, partial / "recipe.yaml")
-    for item in partial.iterdir():
-        os.replace(item, output / item.name)
-    partial.rmdir()
+    replace_into(partial, output)
     print(f"Saved to {output}")
 
 

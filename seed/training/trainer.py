@@ -1,6 +1,7 @@
 """transformers' Trainer, told about SEED: examples in the run's own order, every loss term in the log."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +80,26 @@ class RunTrainer(Trainer):
 
 
 class SeedTrainer(RunTrainer):
-    """A `RunTrainer` whose log holds the named loss terms and, in stage II, how much of the codebook is in use."""
+    """
+    A `RunTrainer` whose log holds the named loss terms and, in stage II, how much of the codebook is in use.
 
-    def __init__(self, *args, **kwargs):
+    Args:
+        text_features: stage II's target, `(batch, 77)` of a batch's `caption_ids` to `(batch, 77, generation_dim)`.
+    """
+
+    def __init__(self, *args, text_features: Callable[[torch.LongTensor], torch.Tensor] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        self.text_features = text_features
         # The losses are means over a batch; Trainer divides them by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self._terms: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._code_counts: torch.Tensor | None = None
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        if self.text_features is not None:
+            features = self.text_features(inputs["caption_ids"])
+            inputs = {name: value for name, value in inputs.items() if name != "caption_ids"}
+            inputs["text_features"] = features
         outputs = model(**inputs)
         for name, value in outputs.losses.items():
             self._terms[name].append(value.detach())

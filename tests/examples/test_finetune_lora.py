@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from run_example import EXAMPLES, run_script
 from safetensors.torch import load_file
@@ -41,3 +42,16 @@ def test_fine_tuning_shows_before_and_after(tmp_path, data, capsys):
     assert "model.decoder.embed_tokens.weight" not in changed
     pipeline = SeedPipeline.from_pretrained(output, language_model=True)
     assert len(pipeline(prompt="a blip 1", num_inference_steps=1).images) == 1
+
+
+def test_the_recipe_says_in_what_dtype_the_frozen_weights_are(tmp_path, data):
+    make_language_repository(tmp_path / "seed")
+    recipe = tmp_path / "recipe.yaml"
+    smoke = (EXAMPLES / "recipes" / "finetune" / "smoke.yaml").read_text()
+    recipe.write_text(smoke.replace("training:", "dtype: bfloat16\ntraining:\n  bf16: true"))
+    output = tmp_path / "tuned"
+    run_script(
+        "finetune_lora.py", "--data", data, "--model", tmp_path / "seed", "--output", output, "--recipe", recipe,
+        "--views", 1,
+    )  # fmt: skip
+    assert {tensor.dtype for tensor in load_file(output / "model.safetensors").values()} == {torch.bfloat16}

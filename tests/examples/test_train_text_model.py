@@ -54,6 +54,26 @@ def test_it_trains_resumes_and_loads(corpus, tmp_path):
     assert model.generate(**inputs, max_new_tokens=2).shape == (2, inputs.input_ids.shape[1] + 2)
 
 
+def test_a_checkpoint_of_another_run_is_not_gone_on_from(corpus, tmp_path):
+    output, recipe = tmp_path / "out", tmp_path / "recipe.yaml"
+    shutil.copy(RECIPES / "smoke.yaml", recipe)
+
+    def run(*options):
+        run_script("train_text_model.py", "--recipe", recipe, "--data", corpus, "--output", output, *options)
+
+    run("--max-steps", 2)
+    run("--max-steps", 3)  # the same run, longer
+    assert (output / "checkpoints" / "checkpoint-3").is_dir()
+    text = recipe.read_text()
+    recipe.write_text(text.replace("dropout: 0.0", "dropout: 0.5"))
+    with pytest.raises(ValueError, match="checkpoint-3 is of another run: it differs in recipe.model. "):
+        run()
+    recipe.write_text(text)
+    pq.write_table(pa.Table.from_pylist([{"text": text, "source": "wordnet"} for text in TEXTS]), corpus)
+    with pytest.raises(ValueError, match="checkpoint-3 is of another run: it differs in data. "):
+        run()
+
+
 def test_the_tokenizer_writes_any_text():
     tokenizer = train_byte_level_tokenizer(TEXTS, 280)
     text = "Äpfel, 日本\n\t🍎 <img>"

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from PIL import Image, ImageDraw
 from run_example import EXAMPLES, run_script
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from seed import SeedModel
@@ -73,7 +73,51 @@ def run_and_resume(work: Path, script: str, stage: str, *extra: object) -> Path:
     return whole
 
 
-def test_stages_run_resume_and_hand_on(work, capfd):
+def refuses_other_runs(work: Path, qformer: Path, stage1: Path, stage2: Path) -> None:
+    """Another recipe, other data, other starting weights or targets; longer or shorter, it stays the same run."""
+    rows = Dataset.from_parquet(str(work / "data.parquet")).to_list()
+    rows[0]["captions"][0] = "magenta"
+    Dataset.from_list(rows).to_parquet(work / "other.parquet")
+    changed = {}
+    for name in ("qformer", "stage1", "stage2"):
+        path = changed[name] = work / f"{name}.yaml"
+        smoke = (EXAMPLES / "recipes" / name / "smoke.yaml").read_text()
+        path.write_text(smoke.replace("learning_rate: 1.0e-3", "learning_rate: 2.0e-3"))
+    other = {}
+    for name, folder, changes in (
+        ("init", qformer, "vision_projection.weight"),
+        ("sd", work / "sd", "final_layer_norm"),
+    ):
+        other[name] = work / f"other-{name}"
+        shutil.copytree(folder, other[name], ignore=shutil.ignore_patterns("checkpoints"))
+        (weights,) = other[name].rglob("model.safetensors")
+        tensors = load_file(weights)
+        next(tensor for key, tensor in tensors.items() if changes in key).view(-1)[0] += 1
+        save_file(tensors, weights, metadata={"format": "pt"})
+
+    def run(script, output, init, decoder=None, recipe=None, data=work / "data.parquet"):
+        recipe = recipe or EXAMPLES / "recipes" / output.name / "smoke.yaml"
+        extra = (["--init", init] if init else []) + (["--decoder", decoder] if decoder else [])
+        arguments = ["--data", data, "--feature-cache", work / "features" / output.name, "--max-steps", 2, *extra]
+        run_script(script, "--recipe", recipe, "--output", output, *arguments)
+
+    def refused(what: str):
+        return pytest.raises(ValueError, match=rf"checkpoint-\d+ is of another run: it differs in {what}\. ")
+
+    with refused("recipe.training.learning_rate"):
+        run("train_qformer.py", qformer, None, recipe=changed["qformer"])
+    with refused("data"):
+        run("train_qformer.py", qformer, None, data=work / "other.parquet")
+    with refused("model"):
+        run("train_stage1.py", stage1, other["init"])
+    with refused("text encoder"):
+        run("train_stage2.py", stage2, stage1, other["sd"])
+    with refused("recipe.training.learning_rate"):
+        run("train_stage2.py", stage2, stage1, work / "sd", recipe=changed["stage2"])
+    run("train_stage1.py", stage1, qformer)
+
+
+def test_stages_run_resume_and_hand_on(work, capfd, monkeypatch):
     qformer = run_and_resume(work, "train_qformer.py", "qformer")
     assert "row 12" in capfd.readouterr().out, "the broken picture is reported"
 
@@ -83,12 +127,20 @@ def test_stages_run_resume_and_hand_on(work, capfd):
     with pytest.raises(ValueError, match="stage I"):
         causal.get_image_tokens(torch.zeros(1, 3, 28, 28))
 
-    stage2 = run_and_resume(work, "train_stage2.py", "stage2", "--init", stage1, "--decoder", work / "sd")
+    with monkeypatch.context() as many_captions:
+        many_captions.setattr("seed.training.text_features.KEPT_BYTES", 0)
+        stage2 = run_and_resume(work, "train_stage2.py", "stage2", "--init", stage1, "--decoder", work / "sd")
+    few = work / "stage2-kept"
+    run_script("train_stage2.py", "--recipe", EXAMPLES / "recipes" / "stage2" / "smoke.yaml", "--init", stage1,
+               "--decoder", work / "sd", "--data", work / "data.parquet", "--output", few,
+               "--feature-cache", work / "features" / "stage2")  # fmt: skip
+    assert losses(few) == pytest.approx(losses(stage2), rel=1e-3), "keeping the features changes nothing"
     model = SeedModel.from_pretrained(stage2)
     assert model.config.generation_dim == 24 and model.config.has_empty_prompt_embeds
     before, after = causal.state_dict(), model.state_dict()
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=0, msg=f"stage II must not change {name}")
     encoder = CLIPTextModel.from_pretrained(work / "sd" / "text_encoder")
+    refuses_other_runs(work, qformer, stage1, stage2)
     codes = model.get_image_tokens(torch.rand(2, 3, 28, 28))
     assert model.decode_image_tokens(codes).shape == (2, 77, encoder.config.hidden_size)

@@ -140,6 +140,23 @@ def test_frozen_codes_cannot_be_revived(config):
         head(**inputs)
 
 
+def test_stage_two_wants_the_decoder_it_trains(config):
+    config.use_reconstruction_decoder = False
+    with pytest.raises(ValueError, match="use_reconstruction_decoder=True"):
+        SeedForQuantization(config)
+
+
+def test_revivals_count_forward_passes_and_not_evaluations(config):
+    head, inputs = stage_two(config, revival_interval=2)
+    for training, expected in ((True, 1), (False, 1), (True, 2), (True, 3)):
+        head.train(training)
+        head(**inputs)  # no optimiser steps: as within one step of gradient accumulation
+        assert int(head.training_steps) == expected
+        hits = len(inputs["pixel_values"]) * config.num_codes
+        # passes 1 and 2 are counted together; before the third the count starts again
+        assert int(head.code_counts.sum()) == hits * {1: 1, 2: 2, 3: 1}[expected]
+
+
 def test_cached_embeddings_give_the_same_stage_two_loss(config):
     head, inputs = stage_two(config)
     head.eval()

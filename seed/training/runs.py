@@ -1,0 +1,83 @@
+"""Which run a folder's checkpoints are of: a run goes on from its own only."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+
+from ..data.provenance import hash_tensors, write_atomically
+
+logger = logging.getLogger(__name__)
+
+# Beside the checkpoints: of which run they are.
+RUN_FILE = "run.json"
+
+
+def check_run(output: Path, run: dict[str, object], checkpoint: str | None) -> None:
+    """
+    Remembers a run in `output`, or compares it with the one that made the checkpoint from which it would go on.
+
+    Args:
+        run: what makes the run what it is, by content, as JSON holds it; where files lie and what they are called says
+            nothing, and the number of steps may change.
+        checkpoint: the last one under `output`; None starts afresh.
+
+    Raises:
+        ValueError: the checkpoint is of another run; the message names what differs.
+    """
+    run = json.loads(json.dumps(run))  # as it reads back
+    path = output / RUN_FILE
+    if checkpoint is not None and path.is_file():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        differing = sorted(name for name in run.keys() | stored.keys() if run.get(name) != stored.get(name))
+        if differing:
+            raise ValueError(
+                f"{checkpoint} is of another run: it differs in {', '.join(differing)}. Repeat that run's command to "
+                f"go on with it; for another run choose another --output or delete {output / 'checkpoints'}."
+            )
+        return
+    if checkpoint is not None:
+        logger.warning("%s does not say of which run it is (%s is missing); going on from it.", checkpoint, path)
+    if PartialState().is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(run, indent=2) + "\n")
+
+
+def recipe_values(recipe) -> dict[str, object]:
+    """A recipe's values for `check_run`, those of its `training` one by one, so that a message can name them."""
+    values = {f"recipe.{name}": value for name, value in dataclasses.asdict(recipe).items()}
+    return values | {f"recipe.training.{name}": value for name, value in values.pop("recipe.training").items()}
+
+
+def loaded_hash(model: torch.nn.Module, drawn: Iterable[str] = ()) -> str:
+    """
+    SHA-256 over the weights that a model has read.
+
+    Args:
+        drawn: names of tensors that were new instead, as `from_pretrained` gives them in `missing_keys`: machines draw
+            other numbers from one seed.
+    """
+    drawn = set(drawn)
+    return hash_tensors((name, tensor) for name, tensor in model.state_dict().items() if name not in drawn)
+
+
+def vocabulary_hash(tokenizer) -> str:
+    """SHA-256 over a tokenizer's entries and their ids."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 over a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+__all__ = ["RUN_FILE", "check_run", "file_hash", "loaded_hash", "recipe_values", "vocabulary_hash"]
