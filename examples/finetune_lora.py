@@ -3,11 +3,11 @@
     python examples/finetune_lora.py --data my_pictures --output runs/mine
 
 `my_pictures` holds pictures with a .txt of captions beside each (or any other image-text data that `seed tokenize`
-reads); twenty are enough to teach seed-tiny new words for what they show, though not for colours, which its codes hardly
-keep; a few minutes on two cores. Several augmented views of each are learnt. The output folder is a SEED repository
-(`seed caption IMAGE --model runs/mine`) that points to --model's image tokenizer and decoder by relative paths;
-`SeedProcessor.from_pretrained("runs/mine").save_pretrained("shared", whole=True)` copies them for one that can be moved.
-`adapter/` holds what was trained alone, and before_after.png what changed.
+reads); twenty are enough to teach seed-tiny new words for what they show, though not for colours, which its codes
+hardly keep; a few minutes on two cores. Several augmented views of each are learnt. The output folder is a SEED
+repository (`seed caption IMAGE --model runs/mine`) that points to --model's image tokenizer and decoder by relative
+paths; `SeedProcessor.from_pretrained("runs/mine").save_pretrained("shared", whole=True)` copies them, for one that can
+be moved. `adapter/` holds what was trained alone, and before_after.png what changed.
 """
 
 import argparse

@@ -195,6 +195,7 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
             self.save_pretrained(save_directory, whole=whole)
             self.push_to_hub(kwargs.pop("repo_id", None) or Path(save_directory).name, **kwargs)
             return
+        Path(save_directory).mkdir(parents=True, exist_ok=True)  # relative pointers start there
         loaded = {argument: getattr(self, argument) for argument in _POINTERS}
         try:
             for argument, part in _POINTERS.items():

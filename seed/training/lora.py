@@ -139,8 +139,12 @@ def save_adapter(model: PeftModel, folder: str | Path, base_model: str) -> None:
     config.base_model_name_or_path = ""
     vocabulary = _vocabulary(model.get_base_model()) | {"base_model": base_model}
     write_atomically(partial / VOCABULARY_FILE, json.dumps(vocabulary, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
+    earlier = folder.with_name(folder.name + ".earlier")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, earlier)
     os.replace(partial, folder)
+    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def merge(model: PeftModel) -> SeedLanguageModelMixin:
