@@ -6,8 +6,8 @@
 Hardware and time of the `tiny` recipe: one CPU core with AVX512-BF16, about two hours (see the recipe); no GPU.
 `OUTPUT/pipeline` is a stock Stable Diffusion repository: `StableDiffusionPipeline.from_pretrained` draws with it.
 
-Data are Parquet files with the columns `image` (square pictures of one size) and `captions` (a list; the first is the
-name). Four stages (`--stage`); each needs the folders that the ones before it left in OUTPUT:
+Data are image-text data as the other stages read them (`seed/data/image_text.py`), of square pictures of one size; the
+first caption is the name. Four stages (`--stage`); each needs the folders that the ones before it left in OUTPUT:
 
 vae      L1, edge and colour reconstruction, a small KL term; latents have an eighth of the picture's side, as in SD.
 decoder  The VAE's decoder alone, longer. Its encoder is frozen, so this may run beside `unet` in a second process.

@@ -13,9 +13,9 @@ from .data.tokenization import load_image_tokenizer
 from .evaluation.image_tokenizer import EvaluatedTokenizer
 from .evaluation.language_model import EvaluatedLanguageModel
 from .evaluation.sheets import fit, plain_letters
-from .language_tasks import draw_prompts, has_language_model
+from .language_tasks import draw_prompts
 from .pipeline_seed import SeedPipeline
-from .repository_seed import resolve_image_tokenizer
+from .repository_seed import has_language_model, resolve_image_tokenizer
 
 # In the image tokenizer's folder: what its nearest captions are chosen from, one per line, UTF-8.
 CAPTIONS_FILE = "captions.txt"

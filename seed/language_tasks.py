@@ -10,15 +10,9 @@ from PIL import Image
 from .data.images import load_image
 from .evaluation.language_model import EvaluatedLanguageModel
 from .pipeline_seed import SeedPipeline
-from .repository_seed import fetch
 
 # Bounds the memory of any number of pictures: each is some forty tokens in a cache of keys and values.
 PICTURES_PER_BATCH = 32
-
-
-def has_language_model(model: str | Path) -> bool:
-    """Whether a SEED repository holds a language model beside its image tokenizer."""
-    return (fetch(model, {}, ["*.json"]) / "config.json").is_file()
 
 
 def caption_pictures(language_model: EvaluatedLanguageModel, paths: Sequence[str | Path]) -> list[str]:
@@ -68,4 +62,4 @@ def tile(images: Sequence[Image.Image], margin: int = 4) -> Image.Image:
     return sheet
 
 
-__all__ = ["answer_question", "caption_pictures", "draw_prompts", "has_language_model", "tile"]
+__all__ = ["answer_question", "caption_pictures", "draw_prompts", "tile"]

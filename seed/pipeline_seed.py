@@ -18,11 +18,12 @@ from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .generation_seed import sampling_options
+from .image_inputs_seed import flatten_images
 from .image_processing_seed import SeedImageProcessorPil
 from .modeling_seed import SeedModel
 from .modeling_seed_llama import SeedLlamaForCausalLM
 from .modeling_seed_opt import SeedOPTForCausalLM
-from .processing_seed import IMAGES_PER_BATCH, SeedProcessor, flatten_images
+from .processing_seed import IMAGES_PER_BATCH, SeedProcessor
 from .repository_seed import (
     DECODER_FOLDER,
     IMAGE_TOKENIZER_FOLDER,

@@ -1,7 +1,6 @@
 """SEED's processor: words, images and codes to the token ids of a language model, and back."""
 
 import json
-import numbers
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -12,6 +11,8 @@ from huggingface_hub import HfApi
 from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
+from .chat_templates_seed import INSTRUCTION_CHAT_TEMPLATE, QUESTION_CHAT_TEMPLATE
+from .image_inputs_seed import check_placeholders, flatten_codes, flatten_images, id_rows
 from .modeling_seed import SeedModel
 from .repository_seed import IMAGE_TOKENIZER_FOLDER, fetch, follow_pointer, point_to, read_settings
 from .sequences_seed import IMAGE_PLACEHOLDER, SeedSequencesMixin
@@ -20,50 +21,6 @@ BOI_TOKEN, EOI_TOKEN, CODE_TOKEN = "<img>", "</img>", "<img_{:05d}>"
 # What `processor_config.json` calls the processor's pointers: [`SeedPipeline`] reads the same file.
 _POINTERS = {"image_repository": "image_tokenizer", "decoder_repository": "decoder"}
 IMAGES_PER_BATCH = 32
-
-# A message's images that come before its words, and the rest. `message.content` is a text or a list of parts.
-_READ_CONTENT = """
-{%- set ns = namespace(images="", body="") -%}
-{%- if message.content is string -%}{%- set ns.body = message.content -%}{%- else -%}
-{%- for part in message.content -%}
-{%- if part.type == "text" -%}{%- set ns.body = ns.body + part.text -%}
-{%- elif ns.body | trim -%}{%- set ns.body = ns.body + "<image>" -%}
-{%- else -%}{%- set ns.images = ns.images + "<image>" -%}{%- endif -%}
-{%- endfor -%}{%- endif -%}"""
-# The paper's prompts as a conversation: words about an image are a question, an image alone asks for its caption.
-QUESTION_CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    + _READ_CONTENT
-    + """
-{%- if message.role == "assistant" -%}
-{%- if ns.images -%}{{- ns.images -}}{%- endif -%}{%- if ns.body | trim -%}{{- " " + ns.body | trim -}}{%- endif -%}
-{{- eos_token -}}
-{%- elif message.role == "system" -%}
-{{- ns.body | trim + "\n" -}}
-{%- else -%}
-{{- ns.images -}}
-{%- if ns.body | trim -%}{{- question_prompt | replace("{}", ns.body | trim) -}}{%- else -%}{{- caption_prompt -}}
-{%- endif -%}
-{%- endif -%}
-{%- endfor -%}
-"""
-)
-# For longer instructions, e.g. after tuning on a set of conversations: the form that LLaVA and Vicuna use.
-INSTRUCTION_CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    + _READ_CONTENT
-    + """
-{%- if message.role == "assistant" -%}
-{{- "ASSISTANT:" + ns.images -}}{%- if ns.body | trim -%}{{- " " + ns.body | trim -}}{%- endif -%}{{- eos_token -}}
-{%- elif message.role == "system" -%}
-{{- ns.body | trim + "\n" -}}
-{%- else -%}
-{{- "USER: " + ns.images + ns.body | trim + " " -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- "ASSISTANT:" -}}{%- endif -%}
-"""
-)
 
 
 class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
@@ -434,7 +391,7 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
             raise ValueError("text is an empty list; expected at least one text.")
         if not all(isinstance(sample, str) for sample in texts):
             raise TypeError("text is expected to be a text or a list of texts.")
-        _check_placeholders(texts, codes if images is None else images, len(rows))
+        check_placeholders(texts, codes if images is None else images, len(rows))
         image_ids = iter([self.image_ids(row) for row in rows])
         sequences = []
         for sample in texts:
@@ -484,7 +441,7 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         Raises:
             ValueError: an image that is cut short or misplaced; no image in mode "image"; an unknown mode.
         """
-        rows = _rows(generated_outputs)
+        rows = id_rows(generated_outputs)
         decode_kwargs["skip_special_tokens"] = skip_special_tokens
         if generation_mode in (None, "text"):
             words = [[token for token in row if token < self.boi_token_id] for row in rows]
@@ -502,7 +459,7 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         Raises:
             ValueError: a row has no image, or one that is cut short or misplaced.
         """
-        images = [[part for kind, part in self.split_images(row) if kind == "image"] for row in _rows(ids)]
+        images = [[part for kind, part in self.split_images(row) if kind == "image"] for row in id_rows(ids)]
         if not all(images):
             raise ValueError(f"Row {[bool(found) for found in images].index(False)} has no image.")
         return torch.tensor([found[-1] for found in images])
@@ -556,7 +513,7 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         if codes is not None and images is not None:
             raise ValueError("Pass either images or codes, not both.")
         if codes is not None:
-            return _flatten_codes(codes)
+            return flatten_codes(codes)
         return [] if images is None else self.tokenize_images(images, **images_kwargs)
 
     def _pad(
@@ -618,56 +575,6 @@ def _check_visual_tokens(tokenizer: PreTrainedTokenizerBase, codebook_size: int)
     return first
 
 
-def _check_placeholders(texts: list[str], images, num_images: int) -> None:
-    wanted = [sample.count(IMAGE_PLACEHOLDER) for sample in texts]
-    if sum(wanted) != num_images:
-        raise ValueError(
-            f"The text has {sum(wanted)} {IMAGE_PLACEHOLDER} placeholders for {num_images} images (or their codes); "
-            "write one placeholder where each image belongs."
-        )
-    # A list per text says which images belong to which.
-    if isinstance(images, (list, tuple)) and images and all(_holds_images(group) for group in images):
-        given = [len(group) for group in images]
-        if given != wanted:
-            raise ValueError(
-                f"The texts have {wanted} {IMAGE_PLACEHOLDER} placeholders, but {given} images (or codes of images)."
-            )
-
-
-def _holds_images(group) -> bool:
-    """Whether this is a list of images or of codes, not one image's codes or pixels."""
-    if isinstance(group, torch.Tensor):
-        return group.dim() == 2 and not group.is_floating_point()
-    return isinstance(group, (list, tuple)) and not (group and isinstance(group[0], numbers.Integral))
-
-
-def _flatten_codes(codes) -> list:
-    """One entry per image, from a tensor or array, or lists of any depth; what each holds is checked later."""
-    if hasattr(codes, "ndim"):
-        return [codes] if codes.ndim == 1 else list(codes.reshape(-1, codes.shape[-1]))
-    if not isinstance(codes, (list, tuple)):
-        raise TypeError(f"codes are a {type(codes).__name__}; expected integers, (images, num_codes).")
-    if codes and not hasattr(codes[0], "__len__"):
-        return [codes]
-    return [row for part in codes for row in _flatten_codes(part)]
-
-
-def flatten_images(images) -> list:
-    """One entry per image, from an image, a batch as array or tensor, or lists of any depth."""
-    if isinstance(images, (list, tuple)):
-        return [image for part in images for image in flatten_images(part)]
-    if getattr(images, "ndim", 3) == 4:
-        return list(images)
-    return [str(images) if isinstance(images, Path) else images]
-
-
-def _rows(ids) -> list[list[int]]:
-    ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
-    if ids and not isinstance(ids[0], (list, tuple)) and not hasattr(ids[0], "tolist"):
-        ids = [ids]
-    return [row.tolist() if hasattr(row, "tolist") else list(row) for row in ids]
-
-
 def _refuse(unsupported: dict) -> None:
     given = {name: value for name, value in unsupported.items() if value not in (None, False)}
     if "truncation" in given:
@@ -676,4 +583,4 @@ def _refuse(unsupported: dict) -> None:
         raise TypeError(f"Unknown argument {sorted(given)[0]!r}; see SeedProcessor.__call__.")
 
 
-__all__ = ["INSTRUCTION_CHAT_TEMPLATE", "QUESTION_CHAT_TEMPLATE", "SeedProcessor"]
+__all__ = ["SeedProcessor"]

@@ -56,6 +56,11 @@ def resolve_decoder(
     )
 
 
+def has_language_model(name: str | Path) -> bool:
+    """Whether a SEED repository holds a language model beside its image tokenizer, or is an image tokenizer alone."""
+    return _model_type(fetch(name, {}, ["*.json"])) not in (None, "seed")
+
+
 def point_to(name: str | Path, part: str, start: str | Path) -> str | None:
     """
     The pointer that a repository in the folder `start` writes to have a part of another one.
@@ -151,6 +156,7 @@ def follow_pointer(root: str | Path, pointer: str | Path, hub_options: dict, par
 __all__ = [
     "fetch",
     "follow_pointer",
+    "has_language_model",
     "point_to",
     "read_json",
     "read_settings",

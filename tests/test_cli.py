@@ -225,7 +225,8 @@ def test_draw(language_repository, tmp_path, capsys):
         (["reconstruct", "mine.png", "--output", "x.png", "--prefix-length", "40"], "prefix_length is 40"),
         (["demo", "--model", "nowhere", "--output", "x.png"], "'nowhere' is no folder here"),
         (["demo", "--device", "cuda:0"], "no GPU that torch can use"),
-        (["caption", "mine.png"], "has no config.json, so no language model"),
+        (["caption", "mine.png"], "has no language model"),
+        (["ask", "mine.png", "what?", "--model", "TOKENIZER"], "has no language model"),
         (["draw", "a dog", "--output", "x.png"], "no language model"),
         (["draw", "a dog", "--output", "no/x.png"], "no: no such folder"),
         (["draw", " ", "--output", "x.png"], "The prompt is ' '; expected words"),
@@ -235,6 +236,7 @@ def test_draw(language_repository, tmp_path, capsys):
 def test_mistakes_are_one_clear_line(arguments, message, seed_repository, image, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments = [str(seed_repository / "image_tokenizer") if word == "TOKENIZER" else word for word in arguments]
     if "--model" not in arguments:
         arguments = [*arguments, "--model", str(seed_repository)]
     assert run(*arguments) == 2

@@ -14,7 +14,7 @@ from tiny_repository import make_seed_model, make_seed_pipeline, pictures
 from transformers import AutoProcessor
 
 from seed import SeedImageProcessorPil, SeedPipeline, SeedProcessor
-from seed.processing_seed import INSTRUCTION_CHAT_TEMPLATE
+from seed.chat_templates_seed import INSTRUCTION_CHAT_TEMPLATE
 
 SOS = EOS = 2  # </s>
 PAD = 1

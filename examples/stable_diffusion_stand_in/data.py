@@ -1,23 +1,21 @@
 """What `train_stable_diffusion.py` reads and what it computes once: pictures, captions, frozen features."""
 
 import importlib.util
-import io
 import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, CLIPTokenizer
 
 from seed.conversion.efficientnet_lite import IMAGE_MEAN, IMAGE_STD, load_efficientnet_lite0
+from seed.data.image_text import SkipReport, iter_valid, load_image_text
 
 logger = logging.getLogger("train_stable_diffusion")
 
@@ -31,18 +29,18 @@ class Pairs:
 
 
 def load_pairs(paths: list[Path]) -> Pairs:
-    """Reads Parquet files with `image` (PNG or JPEG bytes) and `captions` columns into memory."""
-    images, captions = [], []
+    """Reads image-text data into memory; pictures that cannot be opened are counted and left out."""
+    images, captions, report = [], [], SkipReport()
     for path in paths:
-        columns = pq.read_schema(path).names
-        for column in ("image", "captions"):
-            if column not in columns:
-                raise ValueError(f"{path} has no column {column!r}; it has {', '.join(columns)}.")
-        for row in pq.read_table(path, columns=["image", "captions"]).to_pylist():
-            with Image.open(io.BytesIO(row["image"]["bytes"])) as picture:
-                pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
-                images.append(pixels.view(picture.height, picture.width, 3).permute(2, 0, 1))
+        for row in iter_valid(load_image_text(path), report):
+            picture = row["image"]
+            pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+            images.append(pixels.view(picture.height, picture.width, 3).permute(2, 0, 1))
             captions.append(list(row["captions"]))
+    if report.skipped:
+        print(report.summary())
+    if not images:
+        raise ValueError(f"{paths} hold no picture that can be used.")
     sizes = {tuple(image.shape) for image in images}
     if len(sizes) != 1 or len({*next(iter(sizes))[1:]}) != 1:
         raise ValueError(f"{paths} must hold square pictures of one size, got (3, height, width) {sorted(sizes)}.")

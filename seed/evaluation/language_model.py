@@ -10,7 +10,7 @@ from ..data.provenance import weight_hash
 from ..generation_seed import sampling_options
 from ..modeling_seed_language import SeedLanguageModelMixin
 from ..processing_seed import SeedProcessor
-from ..repository_seed import fetch
+from ..repository_seed import has_language_model
 from .image_tokenizer import EvaluatedTokenizer
 
 # Captions and short answers; what is longer is cut, and a model that writes so much has not stopped.
@@ -49,9 +49,9 @@ class EvaluatedLanguageModel:
         dtype: torch.dtype = torch.float32,
     ):
         self.name, self.device, self.seed = str(name), device, seed
-        if not (fetch(name, {}, ["*.json"]) / "config.json").is_file():
+        if not has_language_model(name):
             raise ValueError(
-                f"{name} has no config.json, so no language model: pass the folder or Hub id of a SEED repository "
+                f"{name} has no language model (no config.json of one): pass the folder or Hub id of a SEED repository "
                 "that was saved with one (examples/train_language.py makes them)."
             )
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)

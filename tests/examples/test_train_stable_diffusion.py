@@ -13,6 +13,7 @@ import yaml
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
+from toy_pictures import png
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "examples/recipes/stable_diffusion/smoke.yaml"
@@ -103,6 +104,21 @@ def test_unknown_recipe_key_is_named(script, tmp_path, path):
 
 
 def test_missing_column_is_named(script, tmp_path):
-    pq.write_table(pa.table({"image": ["x"], "caption": ["y"]}), tmp_path / "bad.parquet")
-    with pytest.raises(ValueError, match="no column 'captions'; it has image, caption"):
+    pq.write_table(pa.table({"image": ["x"], "words": ["y"]}), tmp_path / "bad.parquet")
+    with pytest.raises(ValueError, match="captions.*'image', 'words'|captions.*image, words"):
         script.load_pairs([tmp_path / "bad.parquet"])
+
+
+def test_a_broken_picture_is_left_out_and_counted(script, tmp_path, capsys):
+    rows = [{"image": {"bytes": png(Image.new("RGBA", (8, 8), color)), "path": None}, "captions": ["one", "two"]}
+            for color in ("red", (0, 0, 0, 0))]  # fmt: skip
+    rows.insert(1, {"image": {"bytes": b"no picture", "path": None}, "captions": ["broken"]})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "some.parquet")
+    pairs = script.load_pairs([tmp_path / "some.parquet"])
+    assert pairs.captions == [["one", "two"]] * 2 and pairs.images.shape == (2, 3, 8, 8)
+    assert pairs.images[0, :, 0, 0].tolist() == [255, 0, 0]
+    assert pairs.images[1].min() == 255, "what is transparent is white, as everywhere"
+    assert "2 of 3 images used, 1 skipped" in capsys.readouterr().out
+    pq.write_table(pa.Table.from_pylist(rows[1:2]), tmp_path / "none.parquet")
+    with pytest.raises(ValueError, match="hold no picture that can be used"):
+        script.load_pairs([tmp_path / "none.parquet"])

@@ -1,0 +1,47 @@
+"""The chat templates that come with SEED's processor."""
+
+# A message's images that come before its words, and the rest. `message.content` is a text or a list of parts.
+_READ_CONTENT = """
+{%- set ns = namespace(images="", body="") -%}
+{%- if message.content is string -%}{%- set ns.body = message.content -%}{%- else -%}
+{%- for part in message.content -%}
+{%- if part.type == "text" -%}{%- set ns.body = ns.body + part.text -%}
+{%- elif ns.body | trim -%}{%- set ns.body = ns.body + "<image>" -%}
+{%- else -%}{%- set ns.images = ns.images + "<image>" -%}{%- endif -%}
+{%- endfor -%}{%- endif -%}"""
+# The paper's prompts as a conversation: words about an image are a question, an image alone asks for its caption.
+QUESTION_CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    + _READ_CONTENT
+    + """
+{%- if message.role == "assistant" -%}
+{%- if ns.images -%}{{- ns.images -}}{%- endif -%}{%- if ns.body | trim -%}{{- " " + ns.body | trim -}}{%- endif -%}
+{{- eos_token -}}
+{%- elif message.role == "system" -%}
+{{- ns.body | trim + "\n" -}}
+{%- else -%}
+{{- ns.images -}}
+{%- if ns.body | trim -%}{{- question_prompt | replace("{}", ns.body | trim) -}}{%- else -%}{{- caption_prompt -}}
+{%- endif -%}
+{%- endif -%}
+{%- endfor -%}
+"""
+)
+# For longer instructions, e.g. after tuning on a set of conversations: the form that LLaVA and Vicuna use.
+INSTRUCTION_CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    + _READ_CONTENT
+    + """
+{%- if message.role == "assistant" -%}
+{{- "ASSISTANT:" + ns.images -}}{%- if ns.body | trim -%}{{- " " + ns.body | trim -}}{%- endif -%}{{- eos_token -}}
+{%- elif message.role == "system" -%}
+{{- ns.body | trim + "\n" -}}
+{%- else -%}
+{{- "USER: " + ns.images + ns.body | trim + " " -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- "ASSISTANT:" -}}{%- endif -%}
+"""
+)
+
+__all__ = ["INSTRUCTION_CHAT_TEMPLATE", "QUESTION_CHAT_TEMPLATE"]

@@ -1,0 +1,63 @@
+"""From trained parts to a repository: codes of views, and the parts put together."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from run_example import run_script
+from tiny_language import make_language_repository
+from tiny_repository import make_stable_diffusion, pictures
+from toy_pictures import toy_rows
+from transformers import AutoTokenizer
+
+from seed import SeedImageProcessorPil, SeedModel, SeedPipeline, SeedProcessor
+from seed.data.codes import read_codes
+from seed.data.images import load_image
+from seed.training.language_examples import LanguageFile
+
+
+def test_codes_of_views_are_made_once_and_a_killed_run_goes_on(tmp_path, seed_repository, capsys):
+    pq.write_table(pa.Table.from_pylist(toy_rows()), tmp_path / "train.parquet")
+    arguments = ["--data", tmp_path / "train.parquet", "--views", 3, "--model", seed_repository]
+    cache = tmp_path / "cache"
+    run_script("build_codes.py", *arguments, "--feature-cache", cache, "--output", tmp_path / "one.parquet")
+    # As if killed before the file of codes was written: the features are there, and only read.
+    (features,) = cache.glob("*train/features.npy")
+    written = features.stat().st_mtime_ns
+    run_script("build_codes.py", *arguments, "--feature-cache", cache, "--output", tmp_path / "two.parquet")
+    assert features.stat().st_mtime_ns == written
+    assert pq.read_table(tmp_path / "one.parquet").equals(pq.read_table(tmp_path / "two.parquet"))
+
+    model = SeedModel.from_pretrained(seed_repository / "image_tokenizer", dtype=torch.float32).eval()
+    processor = SeedImageProcessorPil.from_pretrained(seed_repository / "image_tokenizer")
+    images = [load_image(row["image"]) for row in toy_rows()]
+    with torch.no_grad():
+        expected = model.get_image_tokens(processor(images, return_tensors="pt")["pixel_values"])
+    stored = read_codes(tmp_path / "one.parquet", 64, 32).codes.reshape(6, 3, 32)
+    assert (stored[:, 0] == expected).float().mean() > 0.9  # cached in float16
+    file = LanguageFile(tmp_path / "one.parquet", model.codes_hash(), 64, 32)
+    assert [list(views) for views in file.views] == [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(6)]
+
+
+def test_trained_parts_become_one_repository(tmp_path, seed_repository):
+    pq.write_table(pa.Table.from_pylist(toy_rows()), tmp_path / "train.parquet")
+    make_stable_diffusion().save_pretrained(tmp_path / "sd" / "pipeline")  # as train_stable_diffusion.py leaves it
+    make_language_repository(tmp_path / "language")
+    tokenizer = tmp_path / "language" / "image_tokenizer"
+    SeedProcessor.from_pretrained(tmp_path / "language").tokenizer.save_pretrained(tokenizer)
+    run_script(
+        "package_model.py", "--image-tokenizer", tokenizer, "--decoder", tmp_path / "sd", "--captions",
+        tmp_path / "train.parquet", "--language-model", tmp_path / "language", "--dtype", "float32",
+        "--guidance-scale", 3, "--num-inference-steps", 2, "--output", tmp_path / "whole",
+    )  # fmt: skip
+    for part in ("language", "sd"):
+        (tmp_path / part).rename(tmp_path / f"away-{part}")
+    pipeline = SeedPipeline.from_pretrained(tmp_path / "whole", language_model=True)
+    assert (pipeline.config.guidance_scale, pipeline.config.num_inference_steps) == (3, 2)
+    expected = SeedModel.from_pretrained(tmp_path / "away-language" / "image_tokenizer", dtype=torch.float32).eval()
+    with torch.no_grad():
+        codes = expected.get_image_tokens(pipeline.image_processor(pictures(2), return_tensors="pt")["pixel_values"])
+    assert torch.equal(pipeline.tokenize_images(pictures(2)), codes)
+    assert len(pipeline(prompt="a dog").images) == 1
+    captions = (tmp_path / "whole" / "image_tokenizer" / "captions.txt").read_text().splitlines()
+    assert captions == ["red apple", "green leaf", "blue sky", "Red  apple", "white snow", "black cat"]
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "whole" / "image_tokenizer")) > 0
