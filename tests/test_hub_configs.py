@@ -1,11 +1,11 @@
-"""The second image tokenizer of hub_configs, which lives in the repository only."""
+"""What hub_configs holds beside seed-tiny, in the repository only: another image tokenizer and the full size's config."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
-from seed import SeedModel, SeedPipeline, default_model
+from seed import SeedConfig, SeedImageProcessorPil, SeedModel, SeedPipeline, default_model
 
 ROOT = Path(__file__).parents[1]
 SCALES = ROOT / "hub_configs" / "seed-tiny-scales"
@@ -32,3 +32,11 @@ def test_seed_tiny_scales_draws_with_seed_tinys_decoder():
     assert image.size == (64, 64)
     with pytest.raises(ValueError, match="needs a language model"):
         pipeline(prompt="red apple")
+
+
+def test_seed_1_has_the_sizes_of_the_paper():
+    folder = ROOT / "hub_configs" / "seed-1" / "image_tokenizer"
+    ours, default = SeedConfig.from_pretrained(folder).to_dict(), SeedConfig().to_dict()
+    told = {"architectures", "dtype", "transformers_version", "_name_or_path"}
+    assert {key for key in ours.keys() | default.keys() if ours.get(key) != default.get(key)} <= told
+    assert SeedImageProcessorPil.from_pretrained(folder).size == {"height": 224, "width": 224}
