@@ -1,4 +1,4 @@
-"""What hub_configs holds beside seed-tiny, in the repository only: another image tokenizer and the full size's config."""
+"""What hub_configs holds beside seed-tiny, in the repository only: another image tokenizer, the full size's config."""
 
 from pathlib import Path
 
