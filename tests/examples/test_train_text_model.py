@@ -120,7 +120,7 @@ def test_recipes_are_checked(tmp_path):
         load_text_model_recipe(RECIPES / f"{name}.yaml")
     text = (RECIPES / "smoke.yaml").read_text()
     for old, new, message in [
-        ("block_length: 16", "block_length: 17", "17.*16 positions"),
+        ("block_length: 16", "block_length: 129", "129.*128 positions"),
         ("vocab_size: 300", "vocabsize: 300", "vocabsize"),
         ("ffn_dim: 32", "ffn_width: 32", "ffn_width"),
     ]:
