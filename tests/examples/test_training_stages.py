@@ -2,11 +2,15 @@
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from PIL import Image, ImageDraw
 from run_example import EXAMPLES, run_script
@@ -144,3 +148,34 @@ def test_stages_run_resume_and_hand_on(work, capfd, monkeypatch):
     refuses_other_runs(work, qformer, stage1, stage2)
     codes = model.get_image_tokens(torch.rand(2, 3, 28, 28))
     assert model.decode_image_tokens(codes).shape == (2, 77, encoder.config.hidden_size)
+
+
+def test_two_processes_train_stages_as_one_does(work):
+    """With half of each batch, two processes log the losses of one: negatives are gathered, gradients are averaged."""
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # drawn by each process for itself
+    changes = {
+        "stage1": {"model": {"qformer_config": {"causal": True} | still}},
+        "stage2": {"model": {"reverse_qformer_config": still}, "head": {"kmeans_initialization": True}},
+    }
+    init = work / "alone"
+    data = ["--data", work / "data.parquet", "--feature-cache", work / "features" / "alone"]
+    smoke = EXAMPLES / "recipes" / "qformer" / "smoke.yaml"
+    run_script("train_qformer.py", "--recipe", smoke, *data, "--max-steps", 1, "--output", init)
+    for stage, extra in (("stage1", []), ("stage2", ["--decoder", work / "sd"])):
+        recipe = yaml.safe_load((EXAMPLES / "recipes" / stage / "smoke.yaml").read_text()) | changes[stage]
+        for processes in (1, 2):
+            output = work / f"{stage}-processes-{processes}"
+            output.mkdir()
+            recipe["training"]["per_device_train_batch_size"] = 8 // processes
+            (output / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+            command = ["--recipe", output / "recipe.yaml", *data, "--init", init, *extra, "--output", output]
+            if processes == 1:
+                run_script(f"train_{stage}.py", *command)
+            else:
+                launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+                environment = os.environ | {"OMP_NUM_THREADS": "1"}
+                script = EXAMPLES / f"train_{stage}.py"
+                subprocess.run([sys.executable, *launch, script, *command], env=environment, check=True, timeout=300)
+        one, two = (losses(work / f"{stage}-processes-{processes}") for processes in (1, 2))
+        assert len(one) >= 3 and two == pytest.approx(one, rel=2e-3)
+        init = work / f"{stage}-processes-1"
