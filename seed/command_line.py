@@ -6,10 +6,7 @@ import math
 
 def positive(text: str) -> int:
     """A number of at least 1, for argparse's `type`."""
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    number = _number(int, text, "whole number")
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not positive")
     return number
@@ -17,10 +14,7 @@ def positive(text: str) -> int:
 
 def noise_seed(text: str) -> int:
     """The seed of a random generator, 0 .. 2**63 - 1, for argparse's `type`."""
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    number = _number(int, text, "whole number")
     if not 0 <= number < 2**63:
         raise argparse.ArgumentTypeError(f"{number} is not within 0 .. 2**63 - 1")
     return number
@@ -28,13 +22,17 @@ def noise_seed(text: str) -> int:
 
 def scale(text: str) -> float:
     """A finite number of at least 0, for argparse's `type`."""
-    try:
-        number = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    number = _number(float, text, "number")
     if not (math.isfinite(number) and number >= 0):
         raise argparse.ArgumentTypeError(f"{number} is not a finite number of at least 0")
     return number
+
+
+def _number(kind: type, text: str, name: str) -> int | float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no {name}") from None
 
 
 def choose_device(name: str | None):

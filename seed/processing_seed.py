@@ -173,7 +173,10 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
                 found = point_to(self.name_or_path, part, root)
         if found is None or not whole or not (root / found).is_dir():
             return pointer if found is None else found
-        shutil.copytree(root / found, root / part)
+        partial = root / f"{part}.partial"  # what is there under its name is whole
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(root / found, partial)
+        partial.rename(root / part)
         return part
 
     def push_to_hub(
@@ -186,11 +189,11 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         token: bool | str | None = None,
         revision: str | None = None,
         create_pr: bool = False,
-        **ignored,
     ) -> str:
         """
         Uploads the processor, and with it the image tokenizer and the decoder if they lie in local folders;
-        `model.push_to_hub` into the same repository makes it complete. Arguments as in transformers.
+        `model.push_to_hub` into the same repository makes it complete. Arguments as in transformers, but for
+        `max_shard_size` and `tags`, which are the model's.
 
         Returns:
             The address of the commit.
