@@ -40,7 +40,9 @@ def main() -> None:
     files = [LanguageFile(path, codes_hash, config.codebook_size, config.num_codes) for path in arguments.data]
     set_seed(recipe.training.get("seed", 42))  # so that new weights are the same in every run
     dtype = getattr(torch, recipe.dtype)
-    model, processor = open_language_model(arguments.model, image_tokenizer, image_processor, recipe.lora, dtype)
+    model, processor = open_language_model(
+        arguments.model, image_tokenizer, image_processor, recipe.lora, dtype, recipe.code_embeddings
+    )
     run_language_stage(arguments.output, recipe, model, processor, files, arguments.max_steps)
     if PartialState().is_main_process:
         base = adapter_base(arguments.model) if is_adapter(arguments.model) else arguments.model

@@ -20,6 +20,9 @@ class SeedVocabularyFields:
         vocab_size (`int`, *optional*): of words and visual tokens together; derived.
         image_tokenizer_hash (`str`, *optional*): [`SeedModel.codes_hash`] of the image tokenizer whose codes the model
             was made for.
+        code_embeddings (`bool`): whether every code also has an input embedding of its own, added to the projection of
+            its code vector. The paper has the projection alone, which is linear in `code_dim` numbers; on few pictures
+            a language model reads codes sooner with rows of their own (our choice).
     """
 
     vocab_size: int | None = None
@@ -32,6 +35,7 @@ class SeedVocabularyFields:
     eoi_token_id: int | None = None
     first_code_token_id: int | None = None
     image_tokenizer_hash: str | None = None
+    code_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
         if self.text_embedding_rows is None:

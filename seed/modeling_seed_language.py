@@ -27,8 +27,8 @@ VISUAL_MODULES = ("visual_embeddings", "visual_head")
 
 class SeedVisualEmbeddings(nn.Module):
     """
-    Input embeddings of the visual tokens: a fully connected projection of the frozen codebook (paper, section 3.3), and
-    a row each for `<img>` and `</img>`.
+    Input embeddings of the visual tokens: a fully connected projection of the frozen codebook (paper, section 3.3), to
+    which `config.code_embeddings` adds a row of its own per code, and a row each for `<img>` and `</img>`.
 
     Args:
         config: with the fields of [`SeedVocabularyFields`].
@@ -39,11 +39,15 @@ class SeedVisualEmbeddings(nn.Module):
         super().__init__()
         self.register_buffer("codebook", torch.zeros(config.codebook_size, config.code_dim))
         self.projection = nn.Linear(config.code_dim, dim)
+        self.codes = nn.Embedding(config.codebook_size, dim) if config.code_embeddings else None
         self.delimiters = nn.Embedding(2, dim)
 
     def forward(self, visual_ids: torch.LongTensor) -> torch.Tensor:
         """`(...)`, 0 for `<img>`, 1 for `</img>`, 2 + k for code k -> `(..., dim)`."""
-        projected = self.projection(self.codebook[(visual_ids - 2).clamp(min=0)])
+        codes = (visual_ids - 2).clamp(min=0)
+        projected = self.projection(self.codebook[codes])
+        if self.codes is not None:
+            projected = projected + self.codes(codes)
         delimiters = self.delimiters(visual_ids.clamp(max=1))
         return torch.where((visual_ids < 2)[..., None], delimiters, projected)
 
@@ -379,7 +383,13 @@ class SeedLanguageModelMixin:
     # From a text model and back --------------------------------------------------------------------------------------
 
     @classmethod
-    def from_text_model(cls, text_model: PreTrainedModel, seed_model, text_vocab_size: int | None = None):
+    def from_text_model(
+        cls,
+        text_model: PreTrainedModel,
+        seed_model,
+        text_vocab_size: int | None = None,
+        code_embeddings: bool = False,
+    ):
         """
         Extends a text model by the visual tokens of an image tokenizer.
 
@@ -391,6 +401,7 @@ class SeedLanguageModelMixin:
             seed_model: [`SeedModel`], whose codebook the visual embeddings project.
             text_vocab_size: entries of the text tokenizer, `len(tokenizer)`, where the text model's tables have spare
                 rows (OPT: 50265 of 50272); all rows if None.
+            code_embeddings: see the configuration.
 
         Raises:
             TypeError: the text model is of another class.
@@ -422,6 +433,7 @@ class SeedLanguageModelMixin:
             code_dim=quantizer.code_dim,
             num_codes=seed_model.config.num_codes,
             image_tokenizer_hash=seed_model.codes_hash(),
+            code_embeddings=code_embeddings,
         )
         config._attn_implementation = text_model.config._attn_implementation
         with torch.device("meta"):
@@ -443,6 +455,8 @@ class SeedLanguageModelMixin:
         spread = codebook.float().std(dim=0).square().sum().sqrt().clamp(min=1e-6)
         embeddings.projection.weight.normal_(std=float(scale / spread))
         embeddings.projection.bias.copy_(text.float().mean(dim=0))
+        if embeddings.codes is not None:
+            embeddings.codes.weight.zero_()  # codes start as what their vectors say
         embeddings.delimiters.weight.normal_(std=float(scale))
         self.visual_head.weight.normal_(std=float(self.lm_head.weight.float().std()))
 

@@ -183,6 +183,24 @@ class TestExtension:
         plain.get_output_embeddings().weight.data.neg_()
         assert plain(ids).logits.argmax(-1).max() < TOTAL
 
+    def test_code_embeddings_are_added_to_the_projection(self, pair, seed_model, tmp_path):
+        text_model, without = pair
+        extended = type(without).from_text_model(text_model, seed_model, WORDS, code_embeddings=True)
+        extended.visual_embeddings.load_state_dict(without.visual_embeddings.state_dict(), strict=False)
+        extended.visual_head.load_state_dict(without.visual_head.state_dict())
+        torch.testing.assert_close(extended(mixed()).logits, without(mixed()).logits, rtol=0, atol=0)
+        rows = torch.randn(extended.visual_embeddings.codes.weight.shape)
+        extended.visual_embeddings.codes.weight.data.copy_(rows)
+        expected = without.embed_ids(mixed()).detach().clone()
+        expected[mixed() >= FIRST_CODE] += rows[mixed()[mixed() >= FIRST_CODE] - FIRST_CODE]
+        torch.testing.assert_close(extended.embed_ids(mixed()), expected)
+        extended.save_pretrained(tmp_path)
+        again = type(extended).from_pretrained(tmp_path)
+        assert again.config.code_embeddings
+        torch.testing.assert_close(again.embed_ids(mixed()), expected)
+        plain = again.merge_into_text_model()
+        torch.testing.assert_close(plain.get_input_embeddings()(mixed()), expected)
+
     def test_a_text_model_in_pieces_is_refused(self, seed_model):
         text_model = TEXT_MODELS["opt"]()
         text_model.hf_device_map = {"model.decoder.layers.0": 0, "model.decoder.layers.1": "cpu"}

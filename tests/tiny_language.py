@@ -53,7 +53,7 @@ def tiny_processor(folder=None, **settings) -> SeedProcessor:
     return SeedProcessor.from_pretrained(folder)
 
 
-def tiny_language_model(**settings) -> SeedOPTForCausalLM:
+def tiny_language_model(code_embeddings: bool = False, **settings) -> SeedOPTForCausalLM:
     """A random OPT, extended by the visual tokens of `tiny_repository`'s image tokenizer; `tiny_processor` fits it."""
     torch.manual_seed(0)
     vocab_size = len(tiny_text_tokenizer())
@@ -72,7 +72,7 @@ def tiny_language_model(**settings) -> SeedOPTForCausalLM:
         "pad_token_id": 1,
     } | settings
     text_model = OPTForCausalLM(OPTConfig(**config)).eval()
-    return SeedOPTForCausalLM.from_text_model(text_model, make_seed_model(), text_vocab_size=vocab_size)
+    return SeedOPTForCausalLM.from_text_model(text_model, make_seed_model(), vocab_size, code_embeddings)
 
 
 def make_language_repository(folder) -> None:

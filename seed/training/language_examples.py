@@ -70,6 +70,8 @@ class LanguageRecipe:
         chat_template: name of the processor's template for `instruction` examples, "default" or "instruction" in those
             that SEED makes; None for its default. Ask the trained model with the same one.
         dtype: of the frozen weights; what is trained is float32.
+        code_embeddings: whether a text model is extended with an input embedding per code, see
+            [`SeedVocabularyFields`]. A SEED language model keeps what it has.
     """
 
     epochs: float
@@ -82,6 +84,7 @@ class LanguageRecipe:
     augmented_drawings: bool = True
     chat_template: str | None = None
     dtype: str = "float32"
+    code_embeddings: bool = False
 
 
 def load_language_recipe(path: str | Path) -> LanguageRecipe:

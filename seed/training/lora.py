@@ -27,7 +27,7 @@ TARGET_MODULES = {
 EXTENSIONS = {OPTForCausalLM: SeedOPTForCausalLM, LlamaForCausalLM: SeedLlamaForCausalLM}
 # What an adapter is good for, beside peft's own files.
 VOCABULARY_FILE = "seed_vocabulary.json"
-_VOCABULARY = ("text_vocab_size", "codebook_size", "code_dim", "num_codes", "image_tokenizer_hash")
+_VOCABULARY = ("text_vocab_size", "codebook_size", "code_dim", "num_codes", "image_tokenizer_hash", "code_embeddings")
 
 
 def open_language_model(
@@ -36,6 +36,7 @@ def open_language_model(
     image_processor,
     lora: LoraRecipe,
     dtype: torch.dtype = torch.float32,
+    code_embeddings: bool = False,
 ) -> tuple[PeftModel, SeedProcessor]:
     """
     A language model to train, with LoRA, and its processor.
@@ -46,21 +47,22 @@ def open_language_model(
         image_tokenizer, image_processor: whose codes it reads and writes.
         lora: of new LoRA weights; an adapter's stay as they are.
         dtype: of the frozen weights; what is trained is float32.
+        code_embeddings: of the extension of a text model. A SEED language model keeps what it has.
 
     Raises:
         TypeError: a model of another family.
         ValueError: the model or the adapter is for another image tokenizer, or the repository's processor for another
-            model.
+            model; or a SEED language model without `code_embeddings` where they are asked for.
     """
     adapter = name if is_adapter(name) else None
     base = adapter_base(adapter) if adapter else str(name)
-    model, processor = _open_base(base, image_tokenizer, image_processor, dtype)
+    model, processor = _open_base(base, image_tokenizer, image_processor, dtype, code_embeddings)
     if adapter:
         return load_adapter(model, adapter, trainable=True), processor
     return add_lora(model, lora), processor
 
 
-def _open_base(name: str, image_tokenizer: SeedModel, image_processor, dtype):
+def _open_base(name: str, image_tokenizer: SeedModel, image_processor, dtype, code_embeddings: bool):
     fetch(name, {}, ["*.json"])  # says so where there is no such folder or repository
     config = AutoConfig.from_pretrained(name)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
@@ -71,6 +73,11 @@ def _open_base(name: str, image_tokenizer: SeedModel, image_processor, dtype):
                 f"{name} was trained with an image tokenizer of weights {config.image_tokenizer_hash[:12]}...; this "
                 f"one has {expected[:12]}.... Pass the one that the model was trained with."
             )
+        if code_embeddings and not config.code_embeddings:
+            raise ValueError(
+                f"The recipe asks for code_embeddings, but {name} was made without. Begin with a text model, or leave "
+                "them out."
+            )
         processor = SeedProcessor.from_pretrained(name)
         processor.check_language_model(model)
         return model, processor
@@ -78,7 +85,7 @@ def _open_base(name: str, image_tokenizer: SeedModel, image_processor, dtype):
     if extended is None:
         raise TypeError(f"{name} is a {type(model).__name__}; SEED extends {[c.__name__ for c in EXTENSIONS]}.")
     tokenizer = AutoTokenizer.from_pretrained(name)
-    model = extended.from_text_model(model, image_tokenizer, text_vocab_size=len(tokenizer))
+    model = extended.from_text_model(model, image_tokenizer, len(tokenizer), code_embeddings)
     processor = SeedProcessor(
         image_processor=image_processor,
         tokenizer=SeedProcessor.extend_tokenizer(tokenizer, model.config.codebook_size),

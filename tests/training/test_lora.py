@@ -116,6 +116,23 @@ def test_an_adapter_for_another_vocabulary_is_refused(tmp_path):
         load_adapter(tiny_language_model(), tmp_path)
 
 
+def test_code_embeddings_are_trained_saved_and_merged(batch, tmp_path):
+    lora = add_lora(tiny_language_model(code_embeddings=True), LORA)
+    train(lora, batch)
+    expected = logits(lora, batch)
+    save_adapter(lora, tmp_path / "adapter", "the-text-model")
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    (rows,) = [tensor for name, tensor in stored.items() if name.endswith("visual_embeddings.codes.weight")]
+    assert rows.shape == (64, 32)
+    # They start at zero, and those of codes that the batch has not are not decayed away from it.
+    seen = set((batch["input_ids"][batch["input_ids"] >= 332] - 332).tolist())
+    assert {number for number, row in enumerate(rows) if row.any()} == seen
+    merged = merge(load_adapter(tiny_language_model(code_embeddings=True), tmp_path / "adapter"))
+    torch.testing.assert_close(logits(merged, batch), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="has code_embeddings True, the model code_embeddings False"):
+        load_adapter(tiny_language_model(), tmp_path / "adapter")
+
+
 def test_half_precision_trains_in_float32_and_merges_back(batch, tmp_path):
     lora = add_lora(tiny_language_model().to(torch.bfloat16), LORA)
     trained = [parameter for parameter in lora.parameters() if parameter.requires_grad]
@@ -148,6 +165,13 @@ def test_a_text_model_is_extended_and_a_trained_one_kept_to_its_tokenizer(tmp_pa
     processor.save_pretrained(tmp_path / "seed")
     with pytest.raises(ValueError, match="image tokenizer of weights 000000000000"):
         open_language_model(tmp_path / "seed", seed_model, image_processor, LORA)
+
+    model, _ = open_language_model(tmp_path / "text", seed_model, image_processor, LORA, code_embeddings=True)
+    assert model.get_base_model().config.code_embeddings
+    tiny_language_model().save_pretrained(tmp_path / "without")
+    processor.save_pretrained(tmp_path / "without")
+    with pytest.raises(ValueError, match="asks for code_embeddings, but .*without was made without"):
+        open_language_model(tmp_path / "without", seed_model, image_processor, LORA, code_embeddings=True)
 
 
 def save_text_model(folder):
