@@ -24,7 +24,7 @@ from .metrics import retrieval_ranks, top_candidates
 from .pictures import Picture, PictureSet, distinct_texts, text_key
 from .reconstruction import Drawer, JudgedDrawings, score_drawings
 from .report import format_table, provenance, write_json, write_parquet
-from .scores import choose, interval_text
+from .scores import choose, interval_text, load_metric
 from .sheets import SheetCell, save_sheet, sheet_rows
 
 LANGUAGE_MODEL, UPPER = "language model", "Stable Diffusion from the prompt"
@@ -75,14 +75,12 @@ def judge_prompts(drawings: np.ndarray, own: np.ndarray, concepts: Concepts) -> 
         `shuffled` compares a concept's pictures with the drawings of all other prompts.
     """
     means = concepts.means
-    cosines = drawings @ means.T
     directions = means / np.linalg.norm(means, axis=1, keepdims=True).clip(1e-12)
-    to_own = cosines[:, own]  # (drawing, concept of prompt)
-    similarity = np.diagonal(to_own).copy()
-    shuffled = (to_own.sum(axis=0) - similarity) / (len(own) - 1)
+    metric = load_metric("drawing_similarity")
+    scores = metric.compute(predictions=drawings, references=means[own], per_example=True)
     return JudgedDrawings(
-        similarity=similarity,
-        shuffled=shuffled,
+        similarity=np.array(scores["each"]),
+        shuffled=np.array(scores["shuffled_each"]),
         ranks=retrieval_ranks(drawings @ directions.T, [[number] for number in own]),
         top=top_candidates(drawings @ directions.T, 5),
     )

@@ -53,6 +53,30 @@ def test_with_java_the_scores_are_pycocoevalcaps_own(load):
     assert result["spice"] is None and "stanford-corenlp-3.6.0" in result["missing"]["spice"]
 
 
+def test_similarity_of_drawings_by_hand(load):
+    right, left, up = [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]
+    # Of the first prompt two real pictures, right and up: their mean is (0.5, 0.5).
+    references = [[0.5, 0.5], left, up]
+    metric = load("drawing_similarity")
+    result = metric.compute(predictions=[right, left, left], references=references, per_example=True)
+    assert result["each"] == pytest.approx([0.5, 1.0, 0.0]) and result["similarity"] == pytest.approx(0.5)
+    # What the others look like beside each prompt's pictures: (-0.5, -0.5), (-1, 1), (0, 0).
+    assert result["shuffled_each"] == pytest.approx([-0.5, 0.0, 0.0])
+    assert result["shuffled"] == pytest.approx(-1 / 6) and "normalized" not in result
+    result = metric.compute(predictions=[right, left, left], references=references, upper=[right, left, up])
+    assert result["upper"] == pytest.approx(2.5 / 3)
+    assert result["normalized"] == pytest.approx((0.5 + 1 / 6) / (2.5 / 3 + 1 / 6))
+    # An upper end that is no better than the control leaves nothing to measure by.
+    same = metric.compute(predictions=[right, right], references=[right, right], upper=[right, right])
+    assert same["normalized"] is None
+    with pytest.raises(ValueError, match="needs at least 2"):
+        metric.compute(predictions=[right], references=[right])
+    with pytest.raises(ValueError, match="upper end's features are .2, 2., the drawings' .3, 2."):
+        metric.compute(predictions=[right] * 3, references=[right] * 3, upper=[right] * 2)
+    with pytest.raises(ValueError, match="references: some features are NaN"):
+        metric.compute(predictions=[right] * 2, references=[right, [math.nan, 0.0]])
+
+
 def test_without_java_the_result_says_so(load, monkeypatch):
     without_java(monkeypatch)
     metric = load("coco_captions")
