@@ -110,6 +110,7 @@ def _add_detokenize(verbs) -> None:
     parser.add_argument("--seed", type=noise_seed, default=0, help="row r is drawn from noise of seed SEED + r")
     parser.add_argument("--force", action="store_true", help="draw codes that another image tokenizer made")
     _add_model_options(parser, batch_size=16)
+    _add_decoder_option(parser)
     parser.set_defaults(func=run_detokenize)
 
 
@@ -120,6 +121,7 @@ def _add_reconstruct(verbs) -> None:
     parser.add_argument("--prefix-length", type=int, metavar="K", help="draw from the first K codes (default: all)")
     parser.add_argument("--seed", type=noise_seed, default=0, help="of the noise that the drawing starts from")
     _add_model_options(parser)
+    _add_decoder_option(parser)
     parser.set_defaults(func=run_reconstruct)
 
 
@@ -151,7 +153,16 @@ def _add_draw(verbs) -> None:
     )
     parser.add_argument("--num-inference-steps", type=positive, help="of the diffusion (likewise)")
     _add_model_options(parser)
+    _add_decoder_option(parser)
     parser.set_defaults(func=run_draw)
+
+
+def _add_decoder_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--decoder",
+        metavar="MODEL",
+        help="another Stable Diffusion 1.x model to draw with",
+    )
 
 
 def _add_model_options(parser: argparse.ArgumentParser, batch_size: int | None = None) -> None:
@@ -295,7 +306,8 @@ def _pipeline(args: argparse.Namespace, **options):
     from .pipeline_seed import SeedPipeline
 
     name = args.model or default_model()
-    return SeedPipeline.from_pretrained(name, dtype=_dtype(args), **options).to(_device(args))
+    pipeline = SeedPipeline.from_pretrained(name, decoder=args.decoder, dtype=_dtype(args), **options)
+    return pipeline.to(_device(args))
 
 
 def _dtype(args: argparse.Namespace):

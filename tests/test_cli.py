@@ -67,6 +67,18 @@ def test_tokenize_then_detokenize(seed_repository, tmp_path, capsys):
     assert np.abs(np.asarray(found, int) - np.asarray(drawn, int)).max() <= 1
 
 
+def test_an_image_tokenizer_alone_draws_with_another_decoder(seed_repository, image, tmp_path, capsys):
+    alone, decoder = seed_repository / "image_tokenizer", seed_repository / "decoder"
+    command = ["reconstruct", image, "--output", tmp_path / "drawn.png", "--model", alone, "--seed", 4]
+    assert run(*command, "--decoder", decoder) == 0
+    pipeline = SeedPipeline.from_pretrained(alone, decoder=decoder)
+    expected = pipeline(Image.open(image), generator=torch.Generator().manual_seed(4)).images[0]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "drawn.png")), np.asarray(expected))
+    assert run(*command) == 2 and "decoder" in capsys.readouterr().err
+    assert run(*command, "--decoder", tmp_path / "none") == 2
+    assert "none" in capsys.readouterr().err
+
+
 def test_reconstruct(seed_repository, image, tmp_path, capsys):
     output = tmp_path / "drawn.png"
     assert run("reconstruct", image, "--output", output, "--model", seed_repository, "--seed", 4) == 0

@@ -1,4 +1,4 @@
-"""Similarity of drawings to what they are to show, by any judge's features, between a shuffled control and an upper end."""
+"""Similarity of drawings to what they are to show, by a judge's features, from a shuffled control to an upper end."""
 
 import datasets
 import evaluate
@@ -18,7 +18,7 @@ Returns:
     similarity, shuffled: -1 .. 1.
     upper, normalized: with `upper`; `normalized` is None where the upper end is no better than the control.
 Raises:
-    ValueError: fewer than two drawings; features of different widths, or that are not finite; not as many of `upper`."""
+    ValueError: fewer than two drawings; features of unequal widths, or not finite; not as many of `upper`."""
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
