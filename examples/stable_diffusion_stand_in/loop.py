@@ -1,6 +1,7 @@
 """One resumable training loop for every stage of `train_stable_diffusion.py`, and atomic saving."""
 
 import copy
+import dataclasses
 import json
 import logging
 import shutil
@@ -34,6 +35,9 @@ def fit(
     """Trains `model` on `loss_terms(rows)["loss"]`, `rows` being the indices of a batch; leaves its EMA in `model`.
 
     Every `save_every` steps the state is written to one file, and `on_save(step)` is called with the EMA in place.
+
+    Raises:
+        ValueError: the checkpoint to resume from is of another run.
     """
     batch_size = min(recipe.batch_size, num_examples)
     parameters = dict(model.named_parameters())
@@ -41,10 +45,13 @@ def fit(
     optimizer = torch.optim.AdamW(parameters.values(), recipe.learning_rate, (0.9, 0.99), fused=True,
                                   weight_decay=recipe.weight_decay)  # fmt: skip
     checkpoint = output / f"{name}.checkpoint.safetensors"
-    start = load_checkpoint(checkpoint, parameters, average, optimizer) if resume and checkpoint.exists() else 0
+    # A run may be made longer; all else is what makes it the run that it is.
+    run = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in ("steps", "save_every")}
+    run |= {"pictures": num_examples, "seed": seed}
+    start = load_checkpoint(checkpoint, run, parameters, average, optimizer) if resume and checkpoint.exists() else 0
 
     def finish(step):
-        save_checkpoint(checkpoint, step, parameters, average, optimizer)
+        save_checkpoint(checkpoint, step, run, parameters, average, optimizer)
         with swapped(parameters, average):
             model.eval()
             on_save(step)
@@ -101,19 +108,30 @@ class swapped:
         self.__enter__()
 
 
-def save_checkpoint(path: Path, step: int, parameters: dict, average: dict, optimizer: torch.optim.Optimizer) -> None:
+def save_checkpoint(
+    path: Path, step: int, run: dict, parameters: dict, average: dict, optimizer: torch.optim.Optimizer
+) -> None:
     tensors = {}
     for key, parameter in parameters.items():
         tensors |= {f"parameter.{key}": parameter.detach(), f"average.{key}": average[key]}
         tensors |= {f"optimizer.{slot}.{key}": value for slot, value in optimizer.state[parameter].items()}
     temporary = path.with_suffix(".tmp")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"step": str(step)})
+    save_file(
+        {k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"step": str(step), "run": json.dumps(run)}
+    )
     temporary.replace(path)
 
 
-def load_checkpoint(path: Path, parameters: dict, average: dict, optimizer: torch.optim.Optimizer) -> int:
+def load_checkpoint(path: Path, run: dict, parameters: dict, average: dict, optimizer: torch.optim.Optimizer) -> int:
     with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
+        step, stored = int(file.metadata()["step"]), json.loads(file.metadata().get("run", "{}"))
+    run = json.loads(json.dumps(run))  # as it reads back
+    differing = sorted(key for key in run.keys() | stored.keys() if run.get(key) != stored.get(key))
+    if stored and differing:
+        raise ValueError(
+            f"{path} is of another run: it differs in {', '.join(differing)}. Repeat that run's command to go on with "
+            "it; for another run choose another --output, or leave --resume out."
+        )
     tensors = load_file(path)
     slots = sorted({key.split(".")[1] for key in tensors if key.startswith("optimizer.")})
     for key, parameter in parameters.items():

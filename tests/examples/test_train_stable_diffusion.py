@@ -90,6 +90,18 @@ def test_a_resumed_run_repeats_the_unbroken_one(script, data, trained, tmp_path)
             torch.testing.assert_close(resumed[key], value, rtol=0, atol=0, msg=lambda m, key=key: f"{key}: {m}")
 
 
+def test_another_runs_checkpoint_is_refused(script, data, trained, tmp_path):
+    recipe = yaml.safe_load(SMOKE.read_text())
+    recipe["vae"]["learning_rate"] = 0.5
+    path = tmp_path / "other.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    before = (trained / "vae.checkpoint.safetensors").read_bytes()
+    command = ["--data", str(data), "--output", str(trained), "--stage", "vae", "--resume"]
+    with pytest.raises(ValueError, match="vae.checkpoint.safetensors is of another run: it differs in learning_rate"):
+        script.main(["--recipe", str(path), *command])
+    assert (trained / "vae.checkpoint.safetensors").read_bytes() == before
+
+
 @pytest.mark.parametrize("path", ["unet", "vae.model", "threadz"])
 def test_unknown_recipe_key_is_named(script, tmp_path, path):
     recipe = yaml.safe_load(SMOKE.read_text())
