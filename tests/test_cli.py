@@ -164,16 +164,21 @@ def by_hand(repository):
     return AutoModelForCausalLM.from_pretrained(repository).eval(), SeedProcessor.from_pretrained(repository)
 
 
+@torch.no_grad()
 def write(model, processor, inputs, max_new_tokens: int) -> str:
-    """Greedy words after a prompt, by whole forward passes."""
-    ids = inputs["input_ids"]
-    start = ids.shape[1]
+    """The likeliest words after a prompt that five beams find, by whole forward passes."""
+    ids, beams = inputs["input_ids"], 5
+    start, running, finished = ids.shape[1], [(0.0, ids[0].tolist())], []
     for _ in range(max_new_tokens):
-        chosen = model(ids).logits[0, -1, : processor.boi_token_id].argmax()
-        if chosen == processor.tokenizer.eos_token_id:
-            break
-        ids = torch.cat([ids, chosen[None, None]], dim=1)
-    return processor.tokenizer.decode(ids[0, start:], skip_special_tokens=True).strip()
+        logits = model(torch.tensor([row for _, row in running])).logits[:, -1, : processor.boi_token_id]
+        scores = logits.log_softmax(dim=-1) + torch.tensor([score for score, _ in running])[:, None]
+        best = scores.flatten().topk(2 * beams)
+        found = [(score, *divmod(place, scores.shape[1])) for score, place in zip(*map(torch.Tensor.tolist, best))]
+        ends = processor.tokenizer.eos_token_id
+        finished += [(score, running[row][1]) for score, row, token in found[:beams] if token == ends]
+        running = [(score, [*running[row][1], token]) for score, row, token in found if token != ends][:beams]
+    words = max(finished + running)[1][start:]
+    return processor.tokenizer.decode(words, skip_special_tokens=True).strip()
 
 
 def test_caption_and_ask(language_repository, image, tmp_path, monkeypatch, capsys):
@@ -274,7 +279,7 @@ def test_broken_pictures_are_all_named_and_the_others_captioned(language_reposit
         path.write_bytes(b"no picture")
     assert run("caption", broken[0], image, broken[1], "--model", language_repository) == 2
     captured = capsys.readouterr()
-    assert captured.out.startswith(f"{image}: ") and len(captured.out.splitlines()) == 1
+    assert captured.out.startswith(f"{image}: ") and captured.out.count("\n") == 1
     errors = [line for line in captured.err.splitlines() if line.startswith("seed: error: ")]  # among progress bars
     assert [line.split(": ")[2] for line in errors] == [str(path) for path in broken]
 

@@ -13,11 +13,13 @@
 #   BLIP-2                      131.0
 #   SEED-OPT2.7B                119.0   34.6     28.4
 # METEOR and the PTB tokenizer need Java; without it the report says what is missing.
+# The paper does not say how it decodes: beams and their length penalties are those of BLIP-2's evaluations.
 set -eu
 model=$1 data=$2 output=$3
 
-seed evaluate caption --model "$model" --num-beams 5 \
+seed evaluate caption --model "$model" --num-beams 5 --length-penalty 1 \
     --data "$data/dataset_coco.json" --image-root "$data/coco" --split test --output "$output/coco"
 for set in vqav2 gqa; do
-    seed evaluate vqa --model "$model" --data "$data/$set.parquet" --output "$output/$set"
+    seed evaluate vqa --model "$model" --num-beams 5 --length-penalty -1 \
+        --data "$data/$set.parquet" --output "$output/$set"
 done

@@ -22,7 +22,7 @@ def _add_caption(tasks) -> None:
     _add_common(parser, "pictures and captions, see seed.data", batch_size=32)
     parser.add_argument("--format", help="of --data, where it cannot be told from the name (coco, karpathy, ...)")
     parser.add_argument("--image-root", metavar="DIR", help="folder of the pictures that --data names")
-    parser.add_argument("--num-beams", type=int, help="default: the model's generation settings")
+    _add_beams(parser)
     parser.add_argument(
         "--references", choices=["captions", "names"], default="captions", help="what COCO's metrics compare with"
     )
@@ -37,8 +37,18 @@ def _add_vqa(tasks) -> None:
         "or a folder of them, with `question`, `answers`, and `image` or `codes` (examples/build_questions.py).",
     )
     _add_common(parser, "questions, see seed.data.questions", batch_size=64)
-    parser.add_argument("--num-beams", type=int, help="default: the model's generation settings")
+    _add_beams(parser)
     parser.set_defaults(func=run_vqa)
+
+
+def _add_beams(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num-beams", type=positive, default=5, help="1 is greedy (default: %(default)s)")
+    parser.add_argument(
+        "--length-penalty",
+        type=float,
+        default=0.0,
+        help="beams are scored by log probability / length ** PENALTY (default: %(default)s, the likeliest as a whole)",
+    )
 
 
 def _add_draw(tasks) -> None:
@@ -86,7 +96,7 @@ def run_caption(args: argparse.Namespace) -> int:
     evaluate_captions(
         PictureSet(args.data, args.split, args.format, args.image_root),
         args.output,
-        _language_model(args, num_beams=args.num_beams),
+        _language_model(args, num_beams=args.num_beams, length_penalty=args.length_penalty),
         train_pictures=PictureSet(args.train_data, args.train_split) if args.train_data else None,
         references=args.references,
         limit=args.limit,
@@ -102,7 +112,7 @@ def run_vqa(args: argparse.Namespace) -> int:
     evaluate_questions(
         QuestionFile(args.data, args.split),
         args.output,
-        _language_model(args, num_beams=args.num_beams),
+        _language_model(args, num_beams=args.num_beams, length_penalty=args.length_penalty),
         train=QuestionFile(args.train_data, args.train_split) if args.train_data else None,
         limit=args.limit,
         batch_size=args.batch_size,

@@ -16,6 +16,11 @@ from .image_tokenizer import EvaluatedTokenizer
 # Captions and short answers; what is longer is cut, and a model that writes so much has not stopped.
 MAX_CAPTION_TOKENS = 32
 MAX_ANSWER_TOKENS = 16
+# The likeliest caption or answer as a whole (our choice; the paper does not say how it decodes). Greedy words name
+# fewer pictures, and so do beams scored by the mean over their tokens (transformers' default, 1.0), which favours long
+# names.
+NUM_BEAMS = 5
+LENGTH_PENALTY = 0.0
 
 
 class EvaluatedLanguageModel:
@@ -26,7 +31,8 @@ class EvaluatedLanguageModel:
         name: a SEED repository with a language model: folder or Hub id.
         device: where it runs.
         dtype: of the language model; the image tokenizer is in float32 always.
-        num_beams: for captions and answers; the model's generation settings if None.
+        num_beams: for captions and answers; 1 is greedy.
+        length_penalty: of beams: their score is their log probability over their length to this power.
         token_guidance_scale: for drawing; the processor's setting if None.
         temperature: for drawing: 0 takes the likeliest code each time, more samples; the processor's setting if None.
         top_p: for drawing, at a temperature above 0: samples from the likeliest codes only.
@@ -41,7 +47,8 @@ class EvaluatedLanguageModel:
         self,
         name: str | Path,
         device: str | torch.device = "cpu",
-        num_beams: int | None = None,
+        num_beams: int = NUM_BEAMS,
+        length_penalty: float = LENGTH_PENALTY,
         token_guidance_scale: float | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -60,7 +67,9 @@ class EvaluatedLanguageModel:
         self.model = model.eval().to(device)
         self.processor = SeedProcessor.from_pretrained(name).to(device)
         self.processor.check_language_model(model)
-        self.text_options = {} if num_beams is None else {"num_beams": num_beams}
+        self.text_options = {"num_beams": num_beams}
+        if num_beams > 1:
+            self.text_options["length_penalty"] = length_penalty
         if token_guidance_scale is None:
             token_guidance_scale = self.processor.token_guidance_scale
         self.drawing_options = {"token_guidance_scale": token_guidance_scale}
@@ -133,4 +142,11 @@ def settings_of(model: EvaluatedLanguageModel) -> dict:
     return {name: getattr(config, name) for name in shown if getattr(config, name, None) is not None}
 
 
-__all__ = ["MAX_ANSWER_TOKENS", "MAX_CAPTION_TOKENS", "EvaluatedLanguageModel", "settings_of"]
+__all__ = [
+    "LENGTH_PENALTY",
+    "MAX_ANSWER_TOKENS",
+    "MAX_CAPTION_TOKENS",
+    "NUM_BEAMS",
+    "EvaluatedLanguageModel",
+    "settings_of",
+]

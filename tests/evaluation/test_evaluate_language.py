@@ -75,7 +75,9 @@ def emoji(tmp_path):
 
 def answer_alone(language, inputs, max_new_tokens):
     model, processor = language
-    ids = model.generate(**inputs, generation_mode="text", max_new_tokens=max_new_tokens)
+    ids = model.generate(
+        **inputs, generation_mode="text", max_new_tokens=max_new_tokens, num_beams=5, length_penalty=0.0
+    )
     return processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 

@@ -68,3 +68,4 @@ def test_captioning_and_vqa(tmp_path):
     calls = commands("captioning_and_vqa.sh", "model", "data", "out", tmp_path=tmp_path)
     assert [call.output for call in calls] == ["out/coco", "out/vqav2", "out/gqa"]
     assert (calls[0].image_root, calls[0].num_beams, calls[0].split) == ("data/coco", 5, "test")
+    assert [call.length_penalty for call in calls] == [1.0, -1.0, -1.0]
