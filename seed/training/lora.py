@@ -47,7 +47,7 @@ def open_language_model(
         image_tokenizer, image_processor: whose codes it reads and writes.
         lora: of new LoRA weights; an adapter's stay as they are.
         dtype: of the frozen weights; what is trained is float32.
-        code_embeddings: of the extension of a text model. A SEED language model keeps what it has.
+        code_embeddings: of the extension of a text model. A SEED language model and an adapter keep what they have.
 
     Raises:
         TypeError: a model of another family.
@@ -56,6 +56,8 @@ def open_language_model(
     """
     adapter = name if is_adapter(name) else None
     base = adapter_base(adapter) if adapter else str(name)
+    if adapter:  # which goes on, whether or not the recipe asks for them again
+        code_embeddings = _read_vocabulary(adapter)["code_embeddings"]
     model, processor = _open_base(base, image_tokenizer, image_processor, dtype, code_embeddings)
     if adapter:
         return load_adapter(model, adapter, trainable=True), processor

@@ -168,6 +168,9 @@ def test_a_text_model_is_extended_and_a_trained_one_kept_to_its_tokenizer(tmp_pa
 
     model, _ = open_language_model(tmp_path / "text", seed_model, image_processor, LORA, code_embeddings=True)
     assert model.get_base_model().config.code_embeddings
+    save_adapter(model, tmp_path / "adapter", str(tmp_path / "text"))
+    again, _ = open_language_model(tmp_path / "adapter", seed_model, image_processor, LORA)
+    assert again.get_base_model().config.code_embeddings, "a stage that goes on need not ask again"
     tiny_language_model().save_pretrained(tmp_path / "without")
     processor.save_pretrained(tmp_path / "without")
     with pytest.raises(ValueError, match="asks for code_embeddings, but .*without was made without"):
