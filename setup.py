@@ -36,7 +36,7 @@ setup(
         "seed": ["**/*.txt", "**/*.tsv", "**/*.png", "evaluation/hub_metrics/*/*.py"],
         "seed.hub_configs": ["**/*"],
     },
-    # A second image tokenizer without a language model: in the repository only.
+    # A second SEED on the same encoder and decoder: in the repository only.
     exclude_package_data={"seed.hub_configs": ["seed-tiny-scales/*", "seed-tiny-scales/*/*"]},
     install_requires=[
         "torch>=2.6,<2.14",

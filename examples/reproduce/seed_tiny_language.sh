@@ -8,6 +8,7 @@
 # QUESTIONS  the folder that build_questions.py wrote
 # OUTPUT     metrics, predictions and sheets go to OUTPUT/caption/SPLIT, OUTPUT/vqa/SPLIT and OUTPUT/draw/SPLIT
 # MODEL      a SEED repository with a language model; seed-tiny if left out
+# Answers are written greedily: beams take some four times as long.
 set -eu
 emoji=$1 questions=$2 output=$3
 
@@ -16,10 +17,10 @@ for split in val_style test_style test_concept; do
         --train-data "$emoji" --train-split train --output "$output/caption/$split"
 done
 for split in emoji_val_style emoji_test_style emoji_test_concept; do
-    seed evaluate vqa ${4:+--model "$4"} --data "$questions" --split $split \
+    seed evaluate vqa --num-beams 1 ${4:+--model "$4"} --data "$questions" --split $split \
         --train-data "$questions" --train-split emoji_train --output "$output/vqa/$split"
 done
-seed evaluate vqa ${4:+--model "$4"} --data "$questions" --split easy_vqa_test \
+seed evaluate vqa --num-beams 1 ${4:+--model "$4"} --data "$questions" --split easy_vqa_test \
     --train-data "$questions" --train-split easy_vqa_train --output "$output/vqa/easy_vqa_test"
 # Real pictures of a concept in all its styles: training, validation and test.
 seed evaluate draw ${4:+--model "$4"} --data "$emoji" --split test_style --also-real val_style --limit 200 \
