@@ -15,13 +15,13 @@ with the same arguments to resume. Several processes: `accelerate launch example
 import argparse
 
 import torch
-from accelerate import PartialState
 from transformers import set_seed
 
 from seed.data.tokenization import load_image_tokenizer
 from seed.training.language_examples import LanguageFile, load_language_recipe
 from seed.training.language_stage import run_language_stage, save_language_model
 from seed.training.lora import adapter_base, is_adapter, open_language_model
+from seed.training.runs import process_state
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
         arguments.model, image_tokenizer, image_processor, recipe.lora, dtype, recipe.code_embeddings
     )
     run_language_stage(arguments.output, recipe, model, processor, files, arguments.max_steps)
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         base = adapter_base(arguments.model) if is_adapter(arguments.model) else arguments.model
         save_language_model(arguments.output, model, processor, base, arguments.image_tokenizer, arguments.recipe)
         print(f"Saved to {arguments.output}")

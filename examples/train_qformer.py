@@ -11,13 +11,12 @@ Run it again with the same arguments to resume. Several processes: `accelerate l
 
 from pathlib import Path
 
-from accelerate import PartialState
 from transformers import AutoTokenizer
 
 from seed import SeedForImageTextPretraining
 from seed.training.datasets import ContrastiveCollator
 from seed.training.recipes import apply_head_settings
-from seed.training.runs import loaded_hash, vocabulary_hash
+from seed.training.runs import loaded_hash, process_state, vocabulary_hash
 from seed.training.stage import (
     create_model,
     open_sources,
@@ -34,7 +33,7 @@ def main() -> None:
     arguments = parse_arguments(__doc__, starts_from=None)
     recipe = read_recipe(arguments.recipe)
     tokenizer_folder = Path(arguments.output) / "text_tokenizer"
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         if not tokenizer_folder.exists():
             partial = tokenizer_folder.with_name("text_tokenizer.partial")
             train_text_tokenizer(read_captions(arguments), recipe.data.vocab_size).save_pretrained(partial)

@@ -10,14 +10,13 @@ computed before the training and kept where they fit in 4 GiB, else batch by bat
 Run it again with the same arguments to resume. Several processes: `accelerate launch examples/train_stage2.py ...`.
 """
 
-from accelerate import PartialState
 from transformers import AutoTokenizer
 
 from seed import SeedConfig, SeedForQuantization, SeedImageProcessorPil
 from seed.training.datasets import QuantizationCollator
 from seed.training.feature_cache import open_embedding_cache
 from seed.training.recipes import apply_head_settings
-from seed.training.runs import loaded_hash, vocabulary_hash
+from seed.training.runs import loaded_hash, process_state, vocabulary_hash
 from seed.training.stage import first_embeddings, open_sources, parse_arguments, read_recipe, run_stage, save_stage
 from seed.training.text_features import TextFeatures
 
@@ -60,9 +59,9 @@ def main() -> None:
     sources = open_sources(arguments, recipe, head.model, processor)
     for source in sources:
         if source.cache is not None:  # the Causal Q-Former is frozen too: its output is computed once
-            with PartialState().main_process_first():
+            with process_state().main_process_first():
                 source.cache = open_embedding_cache(head.model, source.cache)
-    text_features.keep((captions[0] for source in sources for captions in source.captions), PartialState().device)
+    text_features.keep((captions[0] for source in sources for captions in source.captions), process_state().device)
     collator = QuantizationCollator(sources, text_features.tokenize, processor)
     if head.pca_initialization or head.kmeans_initialization:
         head.initialize_from_embeddings(first_embeddings(head.model.eval(), recipe, collator, sources))

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import PartialState
 from peft import PeftModel
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -16,7 +15,7 @@ from ..repository_seed import DECODER_FOLDER, IMAGE_TOKENIZER_FOLDER, point_to
 from .language_examples import LanguageDataset, LanguageFile, LanguageRecipe
 from .lora import merge, save_adapter
 from .packing import PackingCollator
-from .runs import check_run, file_hash, loaded_hash, recipe_values
+from .runs import check_run, file_hash, loaded_hash, process_state, recipe_values
 from .trainer import RunTrainer, training_arguments
 
 
@@ -47,7 +46,7 @@ def run_language_stage(
     batch = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
     options.max_steps = max_steps or math.ceil(recipe.epochs * dataset.epoch_length / batch)
     dataset.examples = options.max_steps * batch
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         print(f"{dataset.epoch_length} examples per epoch, {options.max_steps} steps of {batch}")
         model.print_trainable_parameters()
     pad = processor.tokenizer.pad_token_id

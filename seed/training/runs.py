@@ -18,6 +18,16 @@ logger = logging.getLogger(__name__)
 RUN_FILE = "run.json"
 
 
+def process_state() -> PartialState:
+    """
+    Which of the run's processes this is.
+
+    Without a GPU, accelerate would take every process for the only one until `TrainingArguments` have been made: nobody
+    would wait for the main process, and all would write the same files.
+    """
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def check_run(output: Path, run: dict[str, object], checkpoint: str | None) -> None:
     """
     Remembers a run in `output`, or compares it with the one that made the checkpoint from which it would go on.
@@ -43,7 +53,7 @@ def check_run(output: Path, run: dict[str, object], checkpoint: str | None) -> N
         return
     if checkpoint is not None:
         logger.warning("%s does not say of which run it is (%s is missing); going on from it.", checkpoint, path)
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(run, indent=2) + "\n")
 
@@ -80,4 +90,4 @@ def file_hash(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["RUN_FILE", "check_run", "file_hash", "loaded_hash", "recipe_values", "vocabulary_hash"]
+__all__ = ["RUN_FILE", "check_run", "file_hash", "loaded_hash", "process_state", "recipe_values", "vocabulary_hash"]

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from torch.utils.data import DataLoader
 from transformers import AutoModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -25,7 +24,7 @@ from ..modeling_seed import SeedModel
 from .datasets import PictureSource, RunDataset
 from .feature_cache import build_feature_cache
 from .recipes import StageRecipe, load_recipe
-from .runs import check_run, recipe_values
+from .runs import check_run, process_state, recipe_values
 from .text_features import TextFeatures
 from .trainer import SeedTrainer, training_arguments
 
@@ -123,7 +122,7 @@ def open_sources(
         source = PictureSource(list(captions), list(concepts), images=images, identity=identity)
         if arguments.feature_cache:
             folder = Path(arguments.feature_cache) / f"{number}-{Path(path).stem}"
-            with PartialState().main_process_first():  # the others find it finished
+            with process_state().main_process_first():  # the others find it finished
                 source.cache = build_feature_cache(
                     folder, model, processor, images, views=views, augment=augment, identity=identity
                 )
@@ -142,7 +141,7 @@ def _identity(dataset) -> str:
 
 def _usable_rows_once(dataset, identity: str, memory: Path) -> list[int]:
     """`_usable_rows`, remembered in a file of the run's folder, so that resuming does not open every picture again."""
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         if memory.exists():
             found = json.loads(memory.read_text(encoding="utf-8"))
             if found["identity"] == identity:
@@ -239,7 +238,7 @@ def save_stage(output: str | Path, model: SeedModel, processor, tokenizer, recip
 
     The image processor is written under the name that `AutoImageProcessor` resolves with and without torchvision.
     """
-    if not PartialState().is_main_process:
+    if not process_state().is_main_process:
         return
     output = Path(output)
     partial = output / ".partial"
