@@ -194,7 +194,8 @@ def _read_vocabulary(folder: str | Path) -> dict:
     path = Path(folder) / VOCABULARY_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no adapter of a SEED language model: {VOCABULARY_FILE} is missing.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    # Adapters that were saved before there were code embeddings have none.
+    return {"code_embeddings": False} | json.loads(path.read_text(encoding="utf-8"))
 
 
 __all__ = ["add_lora", "adapter_base", "is_adapter", "load_adapter", "merge", "open_language_model", "save_adapter"]

@@ -112,6 +112,12 @@ def test_an_adapter_for_another_vocabulary_is_refused(tmp_path):
         ValueError, match=r"another vocabulary: it has text_vocab_size 330, image_tokenizer_hash .*the-text"
     ):
         load_adapter(other, tmp_path / "adapter")
+    # One that was saved before there were code embeddings, and says nothing of them, is one without.
+    path = tmp_path / "adapter" / "seed_vocabulary.json"
+    stored = json.loads(path.read_text())
+    assert stored.pop("code_embeddings") is False
+    path.write_text(json.dumps(stored))
+    load_adapter(tiny_language_model(), tmp_path / "adapter")
     with pytest.raises(FileNotFoundError, match="seed_vocabulary.json is missing"):
         load_adapter(tiny_language_model(), tmp_path)
 
