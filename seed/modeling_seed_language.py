@@ -447,6 +447,21 @@ class SeedLanguageModelMixin:
         return model.train(text_model.training)
 
     @torch.no_grad()
+    def add_code_embeddings(self) -> None:
+        """
+        Gives every code an input embedding of its own beside the projection of its vector, if there is none yet; zero,
+        so that nothing changes before it is trained.
+        """
+        if self.config.code_embeddings:
+            return
+        weight = self.visual_embeddings.projection.weight
+        self.visual_embeddings.codes = nn.Embedding(
+            self.config.codebook_size, weight.shape[0], device=weight.device, dtype=weight.dtype
+        )
+        self.visual_embeddings.codes.weight.zero_()
+        self.config.code_embeddings = True
+
+    @torch.no_grad()
     def _start_visual_modules(self, codebook: torch.Tensor) -> None:
         """New rows of about the text rows' scale (our choice), so that training starts from a sane softmax."""
         embeddings, text = self.visual_embeddings, self.get_input_embeddings().weight

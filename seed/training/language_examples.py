@@ -70,8 +70,8 @@ class LanguageRecipe:
         chat_template: name of the processor's template for `instruction` examples, "default" or "instruction" in those
             that SEED makes; None for its default. Ask the trained model with the same one.
         dtype: of the frozen weights; what is trained is float32.
-        code_embeddings: whether a text model is extended with an input embedding per code, see
-            [`SeedVocabularyFields`]. A SEED language model keeps what it has.
+        code_embeddings: whether every code gets an input embedding of its own, see [`SeedVocabularyFields`]. A model
+            that has them keeps them.
     """
 
     epochs: float

@@ -47,12 +47,13 @@ def open_language_model(
         image_tokenizer, image_processor: whose codes it reads and writes.
         lora: of new LoRA weights; an adapter's stay as they are.
         dtype: of the frozen weights; what is trained is float32.
-        code_embeddings: of the extension of a text model. A SEED language model and an adapter keep what they have.
+        code_embeddings: whether codes get an input embedding of their own, which starts at zero, where the model has
+            none yet. An adapter keeps what it has.
 
     Raises:
         TypeError: a model of another family.
         ValueError: the model or the adapter is for another image tokenizer, or the repository's processor for another
-            model; or a SEED language model without `code_embeddings` where they are asked for.
+            model.
     """
     adapter = name if is_adapter(name) else None
     base = adapter_base(adapter) if adapter else str(name)
@@ -75,11 +76,8 @@ def _open_base(name: str, image_tokenizer: SeedModel, image_processor, dtype, co
                 f"{name} was trained with an image tokenizer of weights {config.image_tokenizer_hash[:12]}...; this "
                 f"one has {expected[:12]}.... Pass the one that the model was trained with."
             )
-        if code_embeddings and not config.code_embeddings:
-            raise ValueError(
-                f"The recipe asks for code_embeddings, but {name} was made without. Begin with a text model, or leave "
-                "them out."
-            )
+        if code_embeddings:
+            model.add_code_embeddings()
         processor = SeedProcessor.from_pretrained(name)
         processor.check_language_model(model)
         return model, processor

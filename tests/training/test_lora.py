@@ -177,10 +177,31 @@ def test_a_text_model_is_extended_and_a_trained_one_kept_to_its_tokenizer(tmp_pa
     save_adapter(model, tmp_path / "adapter", str(tmp_path / "text"))
     again, _ = open_language_model(tmp_path / "adapter", seed_model, image_processor, LORA)
     assert again.get_base_model().config.code_embeddings, "a stage that goes on need not ask again"
-    tiny_language_model().save_pretrained(tmp_path / "without")
-    processor.save_pretrained(tmp_path / "without")
-    with pytest.raises(ValueError, match="asks for code_embeddings, but .*without was made without"):
-        open_language_model(tmp_path / "without", seed_model, image_processor, LORA, code_embeddings=True)
+
+def test_a_language_model_without_code_embeddings_gets_them(batch, tmp_path):
+    seed_model, image_processor = make_seed_model(), SeedImageProcessorPil(size={"height": 28, "width": 28})
+    without = tiny_language_model().eval()
+    without.config.image_tokenizer_hash = seed_model.codes_hash()
+    without.save_pretrained(tmp_path / "seed")
+    tiny_processor().save_pretrained(tmp_path / "seed")
+    kept, _ = open_language_model(tmp_path / "seed", seed_model, image_processor, LORA)
+    assert not kept.get_base_model().config.code_embeddings
+    model, _ = open_language_model(tmp_path / "seed", seed_model, image_processor, LORA, code_embeddings=True)
+    scores = without(**batch).logits
+    torch.testing.assert_close(model.eval()(**batch).logits, scores, rtol=0, atol=0)
+
+    model(**batch).logits.square().mean().backward()
+    codes = model.get_base_model().visual_embeddings.modules_to_save["default"].codes.weight
+    assert codes.grad.abs().sum() > 0
+    codes.data.normal_()
+    save_adapter(model, tmp_path / "adapter", str(tmp_path / "seed"))
+    again, _ = open_language_model(tmp_path / "adapter", seed_model, image_processor, LORA)
+    torch.testing.assert_close(again.eval()(**batch).logits, model(**batch).logits)
+    merged = merge(again)
+    merged.save_pretrained(tmp_path / "merged")
+    reloaded = SeedOPTForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(reloaded(**batch).logits, model(**batch).logits, rtol=1e-4, atol=1e-4)
+    assert (reloaded(**batch).logits - scores).abs().max() > 0.01
 
 
 def save_text_model(folder):
