@@ -241,7 +241,7 @@ class SeedModel(SeedPreTrainedModel):
                 f"pixel_values have shape {tuple(pixel_values.shape)}; expected (batch, 3, height, width), as "
                 "SeedImageProcessor makes them."
             )
-        # Convolutional vision models run 1.8 times as fast in this layout on a CPU; a ViT's patch embedding does not care.
+        # Convolutional vision models run 1.8 times as fast in this layout on a CPU.
         pixel_values = pixel_values.to(self.dtype, memory_format=torch.channels_last)
         features = self.vision_model(pixel_values).last_hidden_state
         return features.flatten(2).transpose(1, 2) if features.dim() == 4 else features

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .language_model import MAX_CAPTION_TOKENS, EvaluatedLanguageModel, settings_of
+from .decoding import MAX_CAPTION_TOKENS
+from .language_model import EvaluatedLanguageModel, settings_of
 from .metrics import bootstrap_interval
 from .pictures import Picture, PictureSet, distinct_texts, text_key
 from .report import format_table, provenance, write_json, write_parquet

@@ -3,6 +3,7 @@
 import argparse
 
 from ..command_line import positive
+from .decoding import LENGTH_PENALTY, NUM_BEAMS
 
 
 def add_language_tasks(tasks) -> None:
@@ -42,11 +43,11 @@ def _add_vqa(tasks) -> None:
 
 
 def _add_beams(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num-beams", type=positive, default=5, help="1 is greedy (default: %(default)s)")
+    parser.add_argument("--num-beams", type=positive, default=NUM_BEAMS, help="1 is greedy (default: %(default)s)")
     parser.add_argument(
         "--length-penalty",
         type=float,
-        default=0.0,
+        default=LENGTH_PENALTY,
         help="beams are scored by log probability / length ** PENALTY (default: %(default)s, the likeliest as a whole)",
     )
 

@@ -11,16 +11,8 @@ from ..generation_seed import sampling_options
 from ..modeling_seed_language import SeedLanguageModelMixin
 from ..processing_seed import SeedProcessor
 from ..repository_seed import has_language_model
+from .decoding import LENGTH_PENALTY, MAX_ANSWER_TOKENS, MAX_CAPTION_TOKENS, NUM_BEAMS
 from .image_tokenizer import EvaluatedTokenizer
-
-# Captions and short answers; what is longer is cut, and a model that writes so much has not stopped.
-MAX_CAPTION_TOKENS = 32
-MAX_ANSWER_TOKENS = 16
-# The likeliest caption or answer as a whole (our choice; the paper does not say how it decodes). Greedy words name
-# fewer pictures, and so do beams scored by the mean over their tokens (transformers' default, 1.0), which favours long
-# names.
-NUM_BEAMS = 5
-LENGTH_PENALTY = 0.0
 
 
 class EvaluatedLanguageModel:
@@ -142,11 +134,4 @@ def settings_of(model: EvaluatedLanguageModel) -> dict:
     return {name: getattr(config, name) for name in shown if getattr(config, name, None) is not None}
 
 
-__all__ = [
-    "LENGTH_PENALTY",
-    "MAX_ANSWER_TOKENS",
-    "MAX_CAPTION_TOKENS",
-    "NUM_BEAMS",
-    "EvaluatedLanguageModel",
-    "settings_of",
-]
+__all__ = ["EvaluatedLanguageModel", "settings_of"]

@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 
 from ..data.image_text import SkipReport, iter_valid
 from ..data.questions import QuestionFile
-from .language_model import MAX_ANSWER_TOKENS, EvaluatedLanguageModel, settings_of
+from .decoding import MAX_ANSWER_TOKENS
+from .language_model import EvaluatedLanguageModel, settings_of
 from .metrics import bootstrap_interval
 from .pictures import text_key
 from .report import format_table, provenance, write_json, write_parquet

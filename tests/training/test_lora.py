@@ -178,6 +178,7 @@ def test_a_text_model_is_extended_and_a_trained_one_kept_to_its_tokenizer(tmp_pa
     again, _ = open_language_model(tmp_path / "adapter", seed_model, image_processor, LORA)
     assert again.get_base_model().config.code_embeddings, "a stage that goes on need not ask again"
 
+
 def test_a_language_model_without_code_embeddings_gets_them(batch, tmp_path):
     seed_model, image_processor = make_seed_model(), SeedImageProcessorPil(size={"height": 28, "width": 28})
     without = tiny_language_model().eval()
