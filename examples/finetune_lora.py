@@ -60,7 +60,9 @@ def main() -> None:
     )
     set_seed(recipe.training.get("seed", 42))
     dtype = getattr(torch, recipe.dtype)
-    model, processor = open_language_model(arguments.model, image_tokenizer, image_processor, recipe.lora, dtype)
+    model, processor = open_language_model(
+        arguments.model, image_tokenizer, image_processor, recipe.lora, dtype, recipe.code_embeddings
+    )
 
     count = min(SHOWN, len(images))
     shown = [round(k * (len(images) - 1) / max(1, count - 1)) for k in range(count)]  # evenly over all
@@ -102,7 +104,7 @@ def tokenize_views(images: list[Image.Image], views: int, model, processor) -> t
 
 
 def caption(model, processor, codes: torch.LongTensor) -> list[str]:
-    """The likeliest caption of each picture, by the paper's prompt."""
+    """A caption of each picture, by the paper's prompt, the likeliest word each time."""
     written = []
     for row in codes:
         prompt = processor.caption_prompts(codes=row[None]).to(model.device)

@@ -451,9 +451,14 @@ class SeedLanguageModelMixin:
         """
         Gives every code an input embedding of its own beside the projection of its vector, if there is none yet; zero,
         so that nothing changes before it is trained.
+
+        Raises:
+            ValueError: LoRA has been added already; its copy of the visual modules would stay without.
         """
         if self.config.code_embeddings:
             return
+        if not isinstance(self.visual_embeddings, SeedVisualEmbeddings):
+            raise ValueError("This model has LoRA weights already: add the code embeddings first, or merge them.")
         weight = self.visual_embeddings.projection.weight
         self.visual_embeddings.codes = nn.Embedding(
             self.config.codebook_size, weight.shape[0], device=weight.device, dtype=weight.dtype

@@ -43,13 +43,16 @@ def resolve_decoder(
 
     Args:
         name: the SEED repository.
-        decoder: a folder or Hub id to use instead of the one that is named there.
+        decoder: a folder or Hub id to use instead of the one that is named there; of a folder that is itself a SEED
+            repository, its decoder.
         parts: the sub-folders that are needed; others are not downloaded.
         hub_options: as in [`SeedPipeline.from_pretrained`].
 
     Raises:
         FileNotFoundError: the repository has no decoder, and none is given.
     """
+    if decoder and (Path(decoder) / POINTER_FILE).is_file() and not (Path(decoder) / "model_index.json").is_file():
+        return resolve_decoder(decoder, parts=parts, **hub_options)
     settings = read_settings(fetch(name, hub_options, ["*.json"]))
     return follow_pointer(
         name, decoder or settings.get("decoder", DECODER_FOLDER), hub_options, ["model_index.json", *parts]

@@ -198,6 +198,7 @@ def test_pointers_name_other_repositories(seed_repository, tmp_path):
     (root / "processor_config.json").write_text(json.dumps(pointers))
     assert resolve_image_tokenizer(root).samefile(tmp_path / "shared_tokenizer")
     assert resolve_decoder(root).samefile(tmp_path / "shared_decoder")
+    assert resolve_decoder(seed_repository, root).samefile(tmp_path / "shared_decoder"), "given a SEED repository"
     assert SeedPipeline.from_pretrained(root).image_tokenizer.config.codebook_size == 64
 
 

@@ -130,7 +130,7 @@ def load_checkpoint(path: Path, run: dict, parameters: dict, average: dict, opti
     if stored and differing:
         raise ValueError(
             f"{path} is of another run: it differs in {', '.join(differing)}. Repeat that run's command to go on with "
-            "it; for another run choose another --output, or leave --resume out."
+            "it; for another run choose another --output."
         )
     tensors = load_file(path)
     slots = sorted({key.split(".")[1] for key in tensors if key.startswith("optimizer.")})

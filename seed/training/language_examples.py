@@ -71,7 +71,7 @@ class LanguageRecipe:
             that SEED makes; None for its default. Ask the trained model with the same one.
         dtype: of the frozen weights; what is trained is float32.
         code_embeddings: whether every code gets an input embedding of its own, see [`SeedVocabularyFields`]. A model
-            that has them keeps them.
+            that has them keeps them; an adapter without cannot be given them.
     """
 
     epochs: float

@@ -53,12 +53,18 @@ def open_language_model(
     Raises:
         TypeError: a model of another family.
         ValueError: the model or the adapter is for another image tokenizer, or the repository's processor for another
-            model.
+            model; or `code_embeddings` are asked for and the adapter has none.
     """
     adapter = name if is_adapter(name) else None
     base = adapter_base(adapter) if adapter else str(name)
-    if adapter:  # which goes on, whether or not the recipe asks for them again
-        code_embeddings = _read_vocabulary(adapter)["code_embeddings"]
+    if adapter:
+        stored = _read_vocabulary(adapter)["code_embeddings"]
+        if code_embeddings and not stored:
+            raise ValueError(
+                f"The recipe asks for code_embeddings, but the adapter {name} was trained without. Go on from the "
+                "merged model, in the folder above the adapter, which can be given them, or leave them out."
+            )
+        code_embeddings = stored  # whether or not the recipe asks for them again
     model, processor = _open_base(base, image_tokenizer, image_processor, dtype, code_embeddings)
     if adapter:
         return load_adapter(model, adapter, trainable=True), processor
@@ -111,13 +117,17 @@ def add_lora(model: SeedLanguageModelMixin, lora: LoraRecipe) -> PeftModel:
 
 def load_adapter(model: SeedLanguageModelMixin, folder: str | Path, trainable: bool = False) -> PeftModel:
     """
-    A language model with an adapter that `save_adapter` wrote; `merge` makes them one.
+    A language model with an adapter that `save_adapter` wrote; `merge` makes them one. A model without code embeddings
+    is given those of the adapter (peft alone, without this function, would leave them out).
 
     Raises:
         FileNotFoundError: no adapter of a SEED language model there.
         ValueError: the adapter is for another vocabulary; the message says what differs.
     """
-    stored, own = _read_vocabulary(folder), _vocabulary(model)
+    stored = _read_vocabulary(folder)
+    if stored["code_embeddings"]:
+        model.add_code_embeddings()
+    own = _vocabulary(model)
     differing = [key for key in own if stored.get(key) != own[key]]
     if differing:
         raise ValueError(

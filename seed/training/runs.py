@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -25,7 +26,8 @@ def process_state() -> PartialState:
     Without a GPU, accelerate would take every process for the only one until `TrainingArguments` have been made: nobody
     would wait for the main process, and all would write the same files.
     """
-    return PartialState(cpu=not torch.cuda.is_available())
+    # They may wait for hours, while the main one computes features; torch gives up after half an hour.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
 
 
 def check_run(output: Path, run: dict[str, object], checkpoint: str | None) -> None:

@@ -135,8 +135,13 @@ def test_code_embeddings_are_trained_saved_and_merged(batch, tmp_path):
     assert {number for number, row in enumerate(rows) if row.any()} == seen
     merged = merge(load_adapter(tiny_language_model(code_embeddings=True), tmp_path / "adapter"))
     torch.testing.assert_close(logits(merged, batch), expected, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="has code_embeddings True, the model code_embeddings False"):
-        load_adapter(tiny_language_model(), tmp_path / "adapter")
+    # The frozen model that it was trained on may have none.
+    given = merge(load_adapter(tiny_language_model(), tmp_path / "adapter"))
+    torch.testing.assert_close(logits(given, batch), expected, rtol=1e-4, atol=1e-4)
+
+    bare = add_lora(tiny_language_model(), LORA)
+    with pytest.raises(ValueError, match="LoRA weights already"):
+        bare.get_base_model().add_code_embeddings()
 
 
 def test_half_precision_trains_in_float32_and_merges_back(batch, tmp_path):
@@ -196,6 +201,9 @@ def test_a_language_model_without_code_embeddings_gets_them(batch, tmp_path):
     assert codes.grad.abs().sum() > 0
     codes.data.normal_()
     save_adapter(model, tmp_path / "adapter", str(tmp_path / "seed"))
+    save_adapter(kept, tmp_path / "adapter_without", str(tmp_path / "seed"))
+    with pytest.raises(ValueError, match="adapter_without was trained without"):
+        open_language_model(tmp_path / "adapter_without", seed_model, image_processor, LORA, code_embeddings=True)
     again, _ = open_language_model(tmp_path / "adapter", seed_model, image_processor, LORA)
     torch.testing.assert_close(again.eval()(**batch).logits, model(**batch).logits)
     merged = merge(again)

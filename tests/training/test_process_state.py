@@ -1,5 +1,6 @@
 """Two processes on a CPU know of each other before `TrainingArguments` are made."""
 
+import os
 import subprocess
 import sys
 
@@ -22,5 +23,6 @@ def test_the_second_process_waits_for_the_main_one(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    subprocess.run([*command, str(tmp_path / "done")], check=True, capture_output=True, timeout=120)
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([*command, str(tmp_path / "done")], check=True, capture_output=True, timeout=120, env=environment)
     assert (tmp_path / "done").read_text() == "2" and (tmp_path / "second").read_text() == "True"
