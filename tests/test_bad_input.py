@@ -90,7 +90,8 @@ def test_unusual_pictures_have_the_codes_of_what_they_show(name, tokenizer, tmp_
     plain.convert("RGB").save(tmp_path / "plain.png")
     output = tmp_path / "codes.parquet"
     paths = PictureList([tmp_path / name, tmp_path / "plain.png"])
-    assert tokenize_pictures(paths, output, *tokenizer, progress=False).tokenized == 2
+    # One at a time: a near-tie of two codes may fall either way at another place of a batch.
+    assert tokenize_pictures(paths, output, *tokenizer, batch_size=1, progress=False).tokenized == 2
     unusual, plain = pq.read_table(output)["codes"].to_pylist()
     assert unusual == plain
     # The image processor, and with it every pipeline and processor, takes them as the command does.

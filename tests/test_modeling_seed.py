@@ -568,7 +568,7 @@ def test_any_vision_model_serves_by_its_config(vision_config, patches, width, la
     raw = model.vision_model(images).last_hidden_state
     if raw.dim() == 4:  # (batch, dim, height, width): positions in reading order
         raw = torch.stack([raw[:, :, y, x] for y in range(raw.shape[2]) for x in range(raw.shape[3])], dim=1)
-    assert torch.equal(features, raw)
+    torch.testing.assert_close(features, raw, rtol=1e-4, atol=1e-4)  # other memory layouts sum in another order
     assert features.shape == (2, patches, width)
     assert hasattr(model, "vision_layernorm") is layernorm
     assert model(images).generation_embeddings.shape == (2, 77, 40)
