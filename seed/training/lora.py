@@ -57,14 +57,11 @@ def open_language_model(
     """
     adapter = name if is_adapter(name) else None
     base = adapter_base(adapter) if adapter else str(name)
-    if adapter:
-        stored = _read_vocabulary(adapter)["code_embeddings"]
-        if code_embeddings and not stored:
-            raise ValueError(
-                f"The recipe asks for code_embeddings, but the adapter {name} was trained without. Go on from the "
-                "merged model, in the folder above the adapter, which can be given them, or leave them out."
-            )
-        code_embeddings = stored  # whether or not the recipe asks for them again
+    if adapter and code_embeddings and not _read_vocabulary(adapter)["code_embeddings"]:
+        raise ValueError(
+            f"The recipe asks for code_embeddings, but the adapter {name} was trained without. Go on from the merged "
+            "model, in the folder above the adapter, which can be given them, or leave them out."
+        )
     model, processor = _open_base(base, image_tokenizer, image_processor, dtype, code_embeddings)
     if adapter:
         return load_adapter(model, adapter, trainable=True), processor
