@@ -50,7 +50,7 @@ def run_language_stage(
         print(f"{dataset.epoch_length} examples per epoch, {options.max_steps} steps of {batch}")
         model.print_trainable_parameters()
     if options.device.type == "cpu" and options.bf16:
-        # The backward pass of torch's fused attention is slow there: 5.0 steps of seed-tiny a second, 6.3 without (AMX).
+        # The backward pass of torch's fused attention is slow there: 5.0 steps of seed-tiny a second, 6.3 without it.
         model.get_base_model().set_attn_implementation("eager")
     pad = processor.tokenizer.pad_token_id
     collator = PackingCollator(processor.tokenizer.eos_token_id if pad is None else pad, recipe.capacity)
