@@ -1,7 +1,7 @@
 """Trains the Stable Diffusion stand-in of `seed-tiny`: AutoencoderKL, CLIP text encoder, UNet2DConditionModel.
 
     python examples/train_stable_diffusion.py --recipe examples/recipes/stable_diffusion/tiny.yaml \
-        --data train.parquet --validation val_concept.parquet val_style.parquet --output runs/sd [--resume]
+        --data train.parquet --validation val_concept.parquet val_style.parquet --output runs/sd
 
 Hardware and time of the `tiny` recipe: one CPU core with AVX512-BF16, about two hours (see the recipe); no GPU.
 `OUTPUT/pipeline` is a stock Stable Diffusion repository: `StableDiffusionPipeline.from_pretrained` draws with it.
@@ -16,7 +16,8 @@ text     As CLIP: a causal encoder against pooled features of a frozen, pretrain
          captions of two words alone leave most of the words' meaning to chance.
 unet     v-prediction on cached latents and text features; captions are dropped now and then, for guidance.
 
-A step's randomness depends on the seed and the step's number only, so a resumed run repeats the unbroken one.
+The same command again goes on from the checkpoints in OUTPUT. A step's randomness depends on the seed and the step's
+number only, so a resumed run repeats the unbroken one.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from stable_diffusion_stand_in.data import (
     CaptionTable,
     Pairs,
     cached,
+    content_hash,
     image_features,
     load_pairs,
     sentence_features,
@@ -68,7 +70,7 @@ def log_reconstruction(name: str, step: int, vae: AutoencoderKL, validation: Pai
         logger.info("%s step %d validation %s", name, step, " ".join(f"{k} {v:.4f}" for k, v in terms.items()))
 
 
-def train_vae(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Path, resume: bool) -> None:
+def train_vae(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Path) -> None:
     """Writes `OUTPUT/vae`, with the `scaling_factor` measured on the training pictures."""
     stage = recipe.vae
     torch.manual_seed(recipe.seed)
@@ -87,10 +89,10 @@ def train_vae(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Pa
         log_reconstruction("vae", step, vae, validation)
         latents = vae.encode(to_model_range(train.images[:: max(1, len(train.images) // 512)])).latent_dist.sample()
         vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
+        logger.info("vae: scaling factor %.4f", vae.config.scaling_factor)
         save_atomically(half(vae).save_pretrained, output / "vae")
 
-    fit("vae", vae, loss_terms, len(train.images), stage, output, resume, recipe.seed, on_save)
-    logger.info("vae: scaling factor %.4f", vae.config.scaling_factor)
+    fit("vae", vae, loss_terms, train, stage, output, recipe.seed, on_save)
 
 
 @torch.no_grad()
@@ -101,7 +103,7 @@ def encode_latents(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
     return tuple(moment * vae.config.scaling_factor for moment in moments)
 
 
-def train_decoder(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Path, resume: bool) -> None:
+def train_decoder(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Path) -> None:
     """Trains the decoder of `OUTPUT/vae` on with its encoder frozen, so that `unet` can train at the same time."""
     stage = recipe.decoder
     vae = AutoencoderKL.from_pretrained(output / "vae", dtype=torch.float32)
@@ -117,7 +119,7 @@ def train_decoder(recipe: Recipe, train: Pairs, validation: Pairs | None, output
         save_atomically(half(vae).save_pretrained, output / "vae")
 
     decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder])
-    fit("decoder", decoder, loss_terms, len(train.images), stage, output, resume, recipe.seed, on_save)
+    fit("decoder", decoder, loss_terms, train, stage, output, recipe.seed, on_save)
 
 
 # ----------------------------------------------------------------------------------------------------- stage: text
@@ -148,18 +150,20 @@ class ContrastiveText(nn.Module):
         return terms
 
 
-def train_text(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Path, resume: bool) -> None:
+def train_text(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Path) -> None:
     """Writes `OUTPUT/tokenizer` and `OUTPUT/text_encoder`."""
     stage = recipe.text
     captions = CaptionTable(train.captions)
     tokenizer = train_tokenizer(captions.unique, stage.vocab_size)
     tokenizer.save_pretrained(output / "tokenizer")
     images = cached(output / "cache.image_features.safetensors",
+                    content_hash(train.images, stage.views, stage.view_size),
                     lambda: image_features(train.images, stage.views, stage.view_size))  # fmt: skip
     mean, std = images.mean((0, 1)), images.std((0, 1)) + 1e-3
     sentences = None
     if stage.sentence_package:
         sentences = cached(output / "cache.sentence_features.safetensors",
+                           content_hash(captions.unique, stage.sentence_package),
                            lambda: sentence_features(captions.unique, stage.sentence_package))  # fmt: skip
     # Causal attention: what follows the end of a caption never reaches its pooled feature, so batches are cropped.
     ids = tokenizer(captions.unique, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -180,7 +184,7 @@ def train_text(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
             terms["loss"] = terms["loss"] + stage.sentence_weight * terms["sentence"]
         return terms
 
-    fit("text", model, loss_terms, len(train.images), stage, output, resume, recipe.seed,
+    fit("text", model, loss_terms, train, stage, output, recipe.seed,
         lambda step: save_atomically(half(model.encoder).save_pretrained, output / "text_encoder"))  # fmt: skip
 
 
@@ -192,7 +196,7 @@ def encode_captions(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, captions: 
     return torch.cat([encoder(batch).last_hidden_state.bfloat16() for batch in ids.split(128)])
 
 
-def train_unet(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Path, resume: bool) -> None:
+def train_unet(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Path) -> None:
     """Writes `OUTPUT/pipeline`: the stock Stable Diffusion repository, with the average of the UNet's weights.
 
     The decoder is read again at every export, since its stage may run beside this one.
@@ -255,7 +259,7 @@ def train_unet(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
         )  # fmt: skip
         save_atomically(pipeline.save_pretrained, output / "pipeline")
 
-    fit("unet", unet, loss_terms, len(train.images), stage, output, resume, recipe.seed, on_save)
+    fit("unet", unet, loss_terms, train, stage, output, recipe.seed, on_save)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -265,7 +269,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--validation", type=Path, nargs="*", default=[], help="Parquet files to measure losses on")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--stage", choices=["all", "vae", "decoder", "text", "unet"], default="all")
-    parser.add_argument("--resume", action="store_true", help="continue from OUTPUT's checkpoints")
     args = parser.parse_args(arguments)
 
     recipe = load_recipe(args.recipe)
@@ -278,7 +281,7 @@ def main(arguments: list[str] | None = None) -> None:
     validation = load_pairs(args.validation) if args.validation else None
     for stage, run in {"vae": train_vae, "decoder": train_decoder, "text": train_text, "unet": train_unet}.items():
         if args.stage in ("all", stage):
-            run(recipe, train, validation, args.output, args.resume)
+            run(recipe, train, validation, args.output)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__, default_model
-from .command_line import choose_device, noise_seed, positive, scale
+from .command_line import add_decoder_option, choose_device, noise_seed, positive, scale
 from .hardware import keep_freed_memory
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -110,7 +110,7 @@ def _add_detokenize(verbs) -> None:
     parser.add_argument("--seed", type=noise_seed, default=0, help="row r is drawn from noise of seed SEED + r")
     parser.add_argument("--force", action="store_true", help="draw codes that another image tokenizer made")
     _add_model_options(parser, batch_size=16)
-    _add_decoder_option(parser)
+    add_decoder_option(parser)
     parser.set_defaults(func=run_detokenize)
 
 
@@ -121,7 +121,7 @@ def _add_reconstruct(verbs) -> None:
     parser.add_argument("--prefix-length", type=int, metavar="K", help="draw from the first K codes (default: all)")
     parser.add_argument("--seed", type=noise_seed, default=0, help="of the noise that the drawing starts from")
     _add_model_options(parser)
-    _add_decoder_option(parser)
+    add_decoder_option(parser)
     parser.set_defaults(func=run_reconstruct)
 
 
@@ -153,16 +153,8 @@ def _add_draw(verbs) -> None:
     )
     parser.add_argument("--num-inference-steps", type=positive, help="of the diffusion (likewise)")
     _add_model_options(parser)
-    _add_decoder_option(parser)
+    add_decoder_option(parser)
     parser.set_defaults(func=run_draw)
-
-
-def _add_decoder_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--decoder",
-        metavar="MODEL",
-        help="another Stable Diffusion 1.x model to draw with",
-    )
 
 
 def _add_model_options(parser: argparse.ArgumentParser, batch_size: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Argument types that the `seed` command's verbs share."""
+"""Argument types and options that the `seed` command's verbs share."""
 
 import argparse
 import math
@@ -35,6 +35,18 @@ def _number(kind: type, text: str, name: str) -> int | float:
         raise argparse.ArgumentTypeError(f"{text!r} is no {name}") from None
 
 
+def add_decoder_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--decoder", metavar="MODEL", help="another Stable Diffusion 1.x model to draw with")
+
+
+def add_judged_drawing_options(parser: argparse.ArgumentParser) -> None:
+    """What the evaluations that draw have in common."""
+    add_decoder_option(parser)
+    parser.add_argument("--judge", default="efficientnet-lite2", help="or a folder or Hub id of a CLIP model")
+    parser.add_argument("--num-inference-steps", type=positive, help="diffusion steps (default: the model's setting)")
+    parser.add_argument("--guidance-scale", type=scale, help="diffusion guidance (default: the model's setting)")
+
+
 def choose_device(name: str | None):
     """
     The torch device that `--device` names; the GPU if there is one where it was not given.
@@ -54,4 +66,4 @@ def choose_device(name: str | None):
         raise ValueError(f"--device {name}: expected cpu, cuda or cuda:N.") from error
 
 
-__all__ = ["choose_device", "noise_seed", "positive", "scale"]
+__all__ = ["add_decoder_option", "add_judged_drawing_options", "choose_device", "noise_seed", "positive", "scale"]

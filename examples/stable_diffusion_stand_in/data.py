@@ -1,15 +1,18 @@
 """What `train_stable_diffusion.py` reads and what it computes once: pictures, captions, frozen features."""
 
+import hashlib
 import importlib.util
 import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tokenizers import pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, CLIPTokenizer
@@ -26,6 +29,11 @@ class Pairs:
 
     images: Tensor
     captions: list[list[str]]
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over pictures and captions."""
+        return content_hash(self.images, self.captions)
 
 
 def load_pairs(paths: list[Path]) -> Pairs:
@@ -127,9 +135,22 @@ def sentence_features(captions: list[str], package: str) -> Tensor:
     return torch.cat(features)
 
 
-def cached(path: Path, compute: Callable[[], Tensor]) -> Tensor:
-    if not path.exists():
-        temporary = path.with_suffix(".tmp")
-        save_file({"features": compute()}, temporary)
-        temporary.replace(path)
-    return load_file(path)["features"]
+def content_hash(*values) -> str:
+    """SHA-256 over tensors and what JSON holds."""
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(value.numpy().tobytes() if isinstance(value, Tensor) else json.dumps(value).encode())
+    return digest.hexdigest()
+
+
+def cached(path: Path, key: str, compute: Callable[[], Tensor]) -> Tensor:
+    """What `compute` returns, kept in a file with the hash of all that it depends on; another hash computes it anew."""
+    if path.exists():
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("key") == key:
+                return file.get_tensor("features")
+    features = compute()
+    temporary = path.with_suffix(".tmp")
+    save_file({"features": features}, temporary, metadata={"key": key})
+    temporary.replace(path)
+    return features

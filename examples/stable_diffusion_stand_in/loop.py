@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from seed.hardware import has_fast_bfloat16
 
+from .data import Pairs
 from .recipe import StageRecipe
 
 logger = logging.getLogger("train_stable_diffusion")
@@ -25,20 +26,21 @@ def fit(
     name: str,
     model: nn.Module,
     loss_terms: Callable[[Tensor], dict[str, Tensor]],
-    num_examples: int,
+    train: Pairs,
     recipe: StageRecipe,
     output: Path,
-    resume: bool,
     seed: int,
     on_save: Callable[[int], None],
 ) -> None:
     """Trains `model` on `loss_terms(rows)["loss"]`, `rows` being the indices of a batch; leaves its EMA in `model`.
 
-    Every `save_every` steps the state is written to one file, and `on_save(step)` is called with the EMA in place.
+    Every `save_every` steps the state is written to one file, and `on_save(step)` is called with the EMA in place. A
+    run that finds such a file goes on from there.
 
     Raises:
-        ValueError: the checkpoint to resume from is of another run.
+        ValueError: the file is of another run.
     """
+    num_examples = len(train.images)
     batch_size = min(recipe.batch_size, num_examples)
     parameters = dict(model.named_parameters())
     average = {key: value.detach().clone() for key, value in parameters.items()}
@@ -47,8 +49,8 @@ def fit(
     checkpoint = output / f"{name}.checkpoint.safetensors"
     # A run may be made longer; all else is what makes it the run that it is.
     run = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in ("steps", "save_every")}
-    run |= {"pictures": num_examples, "seed": seed}
-    start = load_checkpoint(checkpoint, run, parameters, average, optimizer) if resume and checkpoint.exists() else 0
+    run |= {"data": train.hash, "seed": seed}
+    start = load_checkpoint(checkpoint, run, parameters, average, optimizer) if checkpoint.exists() else 0
 
     def finish(step):
         save_checkpoint(checkpoint, step, run, parameters, average, optimizer)
@@ -124,13 +126,13 @@ def save_checkpoint(
 
 def load_checkpoint(path: Path, run: dict, parameters: dict, average: dict, optimizer: torch.optim.Optimizer) -> int:
     with safe_open(path, "pt") as file:
-        step, stored = int(file.metadata()["step"]), json.loads(file.metadata().get("run", "{}"))
+        step, stored = int(file.metadata()["step"]), json.loads(file.metadata()["run"])
     run = json.loads(json.dumps(run))  # as it reads back
     differing = sorted(key for key in run.keys() | stored.keys() if run.get(key) != stored.get(key))
-    if stored and differing:
+    if differing:
         raise ValueError(
             f"{path} is of another run: it differs in {', '.join(differing)}. Repeat that run's command to go on with "
-            "it; for another run choose another --output."
+            f"it; for another run choose another --output, or delete {path}."
         )
     tensors = load_file(path)
     slots = sorted({key.split(".")[1] for key in tensors if key.startswith("optimizer.")})

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..command_line import choose_device, positive
+from ..command_line import add_judged_drawing_options, choose_device, noise_seed, positive
 from .language_command import add_language_tasks
 
 
@@ -42,15 +42,12 @@ def _add_reconstruction(tasks) -> None:
         description="Prints similarities and writes reconstruction.json and the predictions to --output.",
     )
     _add_common(parser, batch_size=16)
-    parser.add_argument("--decoder", metavar="MODEL", help="another Stable Diffusion 1.x model to draw with")
-    parser.add_argument("--judge", default="efficientnet-lite2", help="or a folder or Hub id of a CLIP model")
-    parser.add_argument("--num-inference-steps", type=int, help="diffusion steps (default: the model's setting)")
-    parser.add_argument("--guidance-scale", type=float, help="diffusion guidance (default: the model's setting)")
-    parser.add_argument("--limit", type=int, help="draw so many pictures, chosen at random (default: all)")
+    add_judged_drawing_options(parser)
+    parser.add_argument("--limit", type=positive, help="draw so many pictures, chosen at random (default: all)")
     parser.add_argument(
         "--prefix-lengths", type=_integers, default=(), metavar="1,2,4", help="also draw from the first k codes"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the noise and of --limit's choice")
+    parser.add_argument("--seed", type=noise_seed, default=0, help="of the noise and of --limit's choice")
     parser.set_defaults(func=run_reconstruction)
 
 
@@ -65,9 +62,9 @@ def _add_text(tasks) -> None:
     parser.add_argument("--data", required=True, metavar="FILE", help=".parquet, .jsonl, or a text file by lines")
     parser.add_argument("--column", default="text", help="of --data, where it is a table")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for metrics and predictions")
-    parser.add_argument("--context", type=int, help="tokens of a window (default: the model's positions)")
-    parser.add_argument("--limit", type=int, help="score so many documents, chosen at random (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of --limit's choice")
+    parser.add_argument("--context", type=positive, help="tokens of a window (default: the model's positions)")
+    parser.add_argument("--limit", type=positive, help="score so many documents, chosen at random (default: all)")
+    parser.add_argument("--seed", type=noise_seed, default=0, help="of --limit's choice")
     parser.add_argument("--batch-size", type=positive, default=16)
     parser.add_argument("--device", help="default: the GPU if there is one")
     parser.set_defaults(func=run_text)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..command_line import positive
+from ..command_line import add_judged_drawing_options, noise_seed, positive
 from .decoding import LENGTH_PENALTY, NUM_BEAMS
 
 
@@ -62,11 +62,8 @@ def _add_draw(tasks) -> None:
     parser.add_argument(
         "--also-real", nargs="*", default=[], metavar="SPLIT", help="splits of --data that hold more real pictures"
     )
-    parser.add_argument("--decoder", metavar="MODEL", help="another Stable Diffusion 1.x model to draw with")
-    parser.add_argument("--judge", default="efficientnet-lite2", help="or a folder or Hub id of a CLIP model")
+    add_judged_drawing_options(parser)
     parser.add_argument("--judge-cache", metavar="DIR", help="keep the judge's features of real pictures there")
-    parser.add_argument("--num-inference-steps", type=int, help="diffusion steps (default: the model's setting)")
-    parser.add_argument("--guidance-scale", type=float, help="diffusion guidance (default: the model's setting)")
     parser.add_argument(
         "--token-guidance-scale", type=float, help="guidance on tokens, 1 is off (default: the model's setting)"
     )
@@ -84,8 +81,8 @@ def _add_common(parser: argparse.ArgumentParser, data: str, batch_size: int) -> 
     parser.add_argument("--train-data", metavar="PATH_OR_ID", help="what was trained on, for baselines and oracles")
     parser.add_argument("--train-split", metavar="SPLIT", help="of --train-data")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for metrics and predictions")
-    parser.add_argument("--limit", type=int, help="take so many, chosen at random (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of --limit's choice, of controls and of all noise")
+    parser.add_argument("--limit", type=positive, help="take so many, chosen at random (default: all)")
+    parser.add_argument("--seed", type=noise_seed, default=0, help="of --limit's choice, of controls and of all noise")
     parser.add_argument("--batch-size", type=positive, default=batch_size)
     parser.add_argument("--device", help="default: the GPU if there is one")
 

@@ -87,6 +87,36 @@ def test_both_stages_run_resume_and_hand_on(work, seed_repository):
     assert processor.image_codes(drawn).shape == (1, 32)
 
 
+def test_a_merged_model_is_given_code_embeddings(work, seed_repository, tmp_path):
+    """They start at zero, so that the first loss is that without them; they are trained, resumed and merged."""
+    AutoModelForCausalLM.from_pretrained(work / "text", dropout=0.0).save_pretrained(tmp_path / "text")
+    tiny_text_tokenizer().save_pretrained(tmp_path / "text")
+    merged = tmp_path / "merged"
+    run_script("train_language.py", *arguments(work, seed_repository, "language_stage1", tmp_path / "text", merged))
+    recipe = yaml.safe_load((EXAMPLES / "recipes" / "language_stage2" / "smoke.yaml").read_text())
+    recipe["lora"]["dropout"] = 0.0
+    for embeddings in (False, True):
+        output = tmp_path / f"embeddings-{embeddings}"
+        output.mkdir()
+        (output / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"code_embeddings": embeddings}))
+        command = arguments(work, seed_repository, "language_stage2", merged, output)
+        command[1] = output / "recipe.yaml"
+        run_script("train_language.py", *command)
+    assert losses(output)[1] == pytest.approx(losses(tmp_path / "embeddings-False")[1], abs=1e-5)
+    assert losses(output)[4] != losses(tmp_path / "embeddings-False")[4]
+
+    resumed = tmp_path / "resumed"
+    shutil.copytree(output / "checkpoints" / "checkpoint-2", resumed / "checkpoints" / "checkpoint-2")
+    command[-1] = resumed
+    run_script("train_language.py", *command)
+    assert losses(resumed) == losses(output)
+    embeddings = [
+        AutoModelForCausalLM.from_pretrained(folder).visual_embeddings.codes.weight for folder in (output, resumed)
+    ]
+    assert torch.equal(*embeddings) and (embeddings[0] != 0).any()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "embeddings-False").visual_embeddings.codes is None
+
+
 def test_two_processes_train_as_one_does(work, seed_repository):
     """With half of the examples each, two processes log the losses of one and end at its weights."""
     recipe = yaml.safe_load((EXAMPLES / "recipes" / "language_stage2" / "smoke.yaml").read_text())

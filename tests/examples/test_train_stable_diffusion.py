@@ -79,10 +79,8 @@ def test_a_resumed_run_repeats_the_unbroken_one(script, data, trained, tmp_path)
     shorter = tmp_path / "shorter.yaml"
     shorter.write_text(yaml.safe_dump(recipe))
     for stage in ("vae", "decoder", "text", "unet"):
-        for config, resume in ((shorter, []), (SMOKE, ["--resume"])):
-            script.main(
-                ["--recipe", str(config), "--data", str(data), "--output", str(tmp_path), "--stage", stage, *resume]
-            )
+        for config in (shorter, SMOKE):
+            script.main(["--recipe", str(config), "--data", str(data), "--output", str(tmp_path), "--stage", stage])
         unbroken = load_file(trained / f"{stage}.checkpoint.safetensors")
         resumed = load_file(tmp_path / f"{stage}.checkpoint.safetensors")
         assert unbroken.keys() == resumed.keys()
@@ -90,16 +88,29 @@ def test_a_resumed_run_repeats_the_unbroken_one(script, data, trained, tmp_path)
             torch.testing.assert_close(resumed[key], value, rtol=0, atol=0, msg=lambda m, key=key: f"{key}: {m}")
 
 
-def test_another_runs_checkpoint_is_refused(script, data, trained, tmp_path):
-    recipe = yaml.safe_load(SMOKE.read_text())
-    recipe["vae"]["learning_rate"] = 0.5
-    path = tmp_path / "other.yaml"
-    path.write_text(yaml.safe_dump(recipe))
+@pytest.mark.parametrize("differing", ["learning_rate", "data"])
+def test_another_runs_checkpoint_is_refused(script, data, trained, tmp_path, differing):
+    recipe, rows = yaml.safe_load(SMOKE.read_text()), pq.read_table(data).to_pylist()
+    if differing == "data":
+        rows[3]["captions"] = ["dark blue square"]
+    else:
+        recipe["vae"]["learning_rate"] = 0.5
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(recipe))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "other.parquet")
     before = (trained / "vae.checkpoint.safetensors").read_bytes()
-    command = ["--data", str(data), "--output", str(trained), "--stage", "vae", "--resume"]
-    with pytest.raises(ValueError, match="vae.checkpoint.safetensors is of another run: it differs in learning_rate"):
-        script.main(["--recipe", str(path), *command])
+    command = ["--recipe", str(tmp_path / "other.yaml"), "--data", str(tmp_path / "other.parquet")]
+    with pytest.raises(ValueError, match=f"vae.checkpoint.safetensors is of another run: it differs in {differing}"):
+        script.main([*command, "--output", str(trained), "--stage", "vae"])
     assert (trained / "vae.checkpoint.safetensors").read_bytes() == before
+
+
+def test_a_cache_is_of_its_data(script, tmp_path):
+    path = tmp_path / "cache.safetensors"
+    first, second = torch.zeros(2), torch.ones(2)
+    assert (script.cached(path, "one", lambda: first) == first).all()
+    assert (script.cached(path, "one", lambda: second) == first).all(), "computed once"
+    assert (script.cached(path, "another", lambda: second) == second).all()
+    assert (script.cached(path, "another", lambda: first) == second).all()
 
 
 @pytest.mark.parametrize("path", ["unet", "vae.model", "threadz"])
