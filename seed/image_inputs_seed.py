@@ -3,6 +3,7 @@
 import numbers
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .sequences_seed import IMAGE_PLACEHOLDER
@@ -28,6 +29,8 @@ def _holds_images(group) -> bool:
     """Whether this is a list of images or of codes, not one image's codes or pixels."""
     if isinstance(group, torch.Tensor):
         return group.dim() == 2 and not group.is_floating_point()
+    if isinstance(group, np.ndarray):
+        return group.ndim == 2 and group.dtype.kind in "iu"
     return isinstance(group, (list, tuple)) and not (group and isinstance(group[0], numbers.Integral))
 
 
@@ -51,6 +54,17 @@ def flatten_images(images) -> list:
     return [str(images) if isinstance(images, Path) else images]
 
 
+def images_as_bytes(images):
+    """Floats of 0 .. 1, as diffusers returns them, in the bytes that it saves; anything else as it is."""
+    if isinstance(images, (list, tuple)):
+        return [images_as_bytes(image) for image in images]
+    if isinstance(images, np.ndarray) and images.dtype.kind == "f":
+        return images_as_bytes(torch.from_numpy(images)).numpy()
+    if isinstance(images, torch.Tensor) and images.is_floating_point() and images.numel() and images.max() <= 1:
+        return (images.float() * 255).round().clamp(0, 255).to(torch.uint8)
+    return images
+
+
 def id_rows(ids) -> list[list[int]]:
     ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
     if ids and not isinstance(ids[0], (list, tuple)) and not hasattr(ids[0], "tolist"):
@@ -58,4 +72,4 @@ def id_rows(ids) -> list[list[int]]:
     return [row.tolist() if hasattr(row, "tolist") else list(row) for row in ids]
 
 
-__all__ = ["check_placeholders", "flatten_codes", "flatten_images", "id_rows"]
+__all__ = ["check_placeholders", "flatten_codes", "flatten_images", "id_rows", "images_as_bytes"]

@@ -88,7 +88,70 @@ class SeedCodeDecoder(nn.Module):
         return hidden_states
 
 
-class SeedPreTrainedModel(PreTrainedModel):
+class CompleteCheckpointMixin:
+    """Put before a `PreTrainedModel`: a checkpoint that lacks a tensor is an error, not a warning."""
+
+    # What to do where the checkpoint is fine and just has no such part yet.
+    _advice_on_new_parts = (
+        "if it comes from an earlier training stage, name the parts that are new in new_modules=(...)."
+    )
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *model_args, new_modules: str | tuple[str, ...] = (), **kwargs
+    ):
+        """
+        As in transformers, except that a checkpoint which lacks a tensor is an error, not a warning.
+
+        Args:
+            new_modules: prefix or prefixes of module names that the checkpoint is expected to lack and that start
+                freshly initialised: a training stage names what it adds.
+
+        Raises:
+            ValueError: tensors are missing or have another shape (the latter unless `ignore_mismatched_sizes`).
+            FileNotFoundError, OSError: a file is missing or truncated.
+        """
+        new_modules = (new_modules,) if isinstance(new_modules, str) else tuple(new_modules)
+        wants_info = kwargs.pop("output_loading_info", False)
+        ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
+        checkpoint = f"The checkpoint {str(pretrained_model_name_or_path)!r}"
+        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder", ""))
+        # Of an adapter's folder, transformers loads the model that the adapter names.
+        has_config = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+        no_config = pretrained_model_name_or_path and folder.is_dir() and not has_config
+        if no_config and kwargs.get("config") is None:
+            # transformers would build the full-size default model.
+            raise FileNotFoundError(f"{checkpoint} has no config.json: download or copy it again.")
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *model_args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, by name
+                **kwargs,
+            )
+        except SafetensorError as error:
+            raise OSError(
+                f"{checkpoint} has a weights file that is truncated or damaged ({error}): download or copy it again."
+            ) from error
+        missing = sorted(key for key in info["missing_keys"] if not key.startswith(new_modules))
+        if missing:
+            raise ValueError(
+                f"{checkpoint} lacks {len(missing)} tensors of {cls.__name__}, e.g. {missing[:5]}. It is incomplete "
+                f"or of another architecture: download or convert it again; {cls._advice_on_new_parts}"
+            )
+        mismatched = sorted(info["mismatched_keys"])
+        if mismatched and not ignore_mismatched:
+            name, stored, expected = mismatched[0]
+            raise ValueError(
+                f"{checkpoint} has {len(mismatched)} tensors of another shape than {cls.__name__} with this config, "
+                f"e.g. {name!r} of {tuple(stored)} instead of {tuple(expected)}. Load it with its own config, or pass "
+                "ignore_mismatched_sizes=True to start those tensors afresh."
+            )
+        return (model, info) if wants_info else model
+
+
+class SeedPreTrainedModel(CompleteCheckpointMixin, PreTrainedModel):
     config: SeedConfig
     config_class = SeedConfig
     base_model_prefix = "model"
@@ -116,57 +179,13 @@ class SeedPreTrainedModel(PreTrainedModel):
                 init.ones_(module.code_position_scales)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, new_modules: tuple[str, ...] = (), **kwargs):
-        """
-        As in transformers, except that a checkpoint which lacks a tensor is an error, not a warning.
-
-        Args:
-            new_modules: prefixes of module names that the checkpoint is expected to lack and that start freshly
-                initialised: a training stage names what it adds.
-
-        Raises:
-            ValueError: tensors are missing or have another shape (the latter unless `ignore_mismatched_sizes`).
-            FileNotFoundError, OSError: a file is missing or truncated.
-        """
-        wants_info = kwargs.pop("output_loading_info", False)
-        ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
-        checkpoint = f"The checkpoint {str(pretrained_model_name_or_path)!r}"
-        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder", ""))
-        no_config = pretrained_model_name_or_path and folder.is_dir() and not (folder / "config.json").is_file()
-        if no_config and kwargs.get("config") is None:
-            # transformers would build the full-size default model.
-            raise FileNotFoundError(f"{checkpoint} has no config.json: download or copy it again.")
-        try:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path,
-                *model_args,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, by name
-                **kwargs,
-            )
-        except SafetensorError as error:
-            raise OSError(
-                f"{checkpoint} has a weights file that is truncated or damaged ({error}): download or copy it again."
-            ) from error
-        missing = sorted(key for key in info["missing_keys"] if not key.startswith(tuple(new_modules)))
-        if missing:
-            raise ValueError(
-                f"{checkpoint} lacks {len(missing)} tensors of {cls.__name__}, e.g. {missing[:5]}. It is incomplete "
-                "or of another architecture: download or convert it again; if it comes from an earlier training "
-                "stage, name the parts that are new in new_modules=(...)."
-            )
-        mismatched = sorted(info["mismatched_keys"])
-        if mismatched and not ignore_mismatched:
-            name, stored, expected = mismatched[0]
-            raise ValueError(
-                f"{checkpoint} has {len(mismatched)} tensors of another shape than {cls.__name__} with this config, "
-                f"e.g. {name!r} of {tuple(stored)} instead of {tuple(expected)}. Load it with its own config, or pass "
-                "ignore_mismatched_sizes=True to start those tensors afresh."
-            )
-        for module in model.modules():
+    def from_pretrained(cls, *args, **kwargs):
+        """As [`CompleteCheckpointMixin`] says."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
             if isinstance(module, SeedModel):
                 module.vision_model.requires_grad_(False)  # loading made new parameters
-        return (model, info) if wants_info else model
+        return loaded
 
 
 class SeedModel(SeedPreTrainedModel):
@@ -535,4 +554,4 @@ def _build_vision_model(config: PreTrainedConfig) -> PreTrainedModel:
     return model_class._from_config(config)
 
 
-__all__ = ["SeedModel", "SeedOutput", "SeedPreTrainedModel"]
+__all__ = ["CompleteCheckpointMixin", "SeedModel", "SeedOutput", "SeedPreTrainedModel"]

@@ -20,6 +20,7 @@ from .generation_seed import (
     SeedTokenGuidanceLogitsProcessor,
     codes_written,
 )
+from .modeling_seed import CompleteCheckpointMixin
 
 # The modules that are trained whole beside LoRA: peft's `modules_to_save`.
 VISUAL_MODULES = ("visual_embeddings", "visual_head")
@@ -79,7 +80,7 @@ class SeedInputEmbeddings(nn.Embedding):
         return words if words_only else self.model()._put_visual_embeddings(input_ids, words)
 
 
-class SeedLanguageModelMixin:
+class SeedLanguageModelMixin(CompleteCheckpointMixin):
     """
     Put before a `...ForCausalLM` class of transformers, whose text embedding and head it extends by visual tokens.
 
@@ -90,6 +91,7 @@ class SeedLanguageModelMixin:
     text_model_class: type[PreTrainedModel]
     input_modalities = ("image", "text")
     output_modalities = ("text", "image")
+    _advice_on_new_parts = "a text model gets its visual modules from from_text_model."
 
     def __init__(self, config):
         total = config.vocab_size
@@ -265,8 +267,8 @@ class SeedLanguageModelMixin:
 
         Raises:
             ValueError: an unknown mode; a prompt that leaves no room in the context, or has ids of a larger vocabulary;
-                a `max_new_tokens` that would cut an image short; guidance without `unconditional_ids` or outside mode
-                "image".
+                a limit that leaves no token or would cut an image short, in mode "interleaved" also that of a
+                generation configuration; guidance without `unconditional_ids` or outside mode "image".
         """
         if generation_mode not in GENERATION_MODES:
             raise ValueError(f"generation_mode is {generation_mode!r}; expected one of {', '.join(GENERATION_MODES)}.")
@@ -348,11 +350,17 @@ class SeedLanguageModelMixin:
         Args:
             written: how many codes the image has that each prompt leaves open, `(batch,)`, -1 where none is open; None
                 in mode "text".
+            settings: whose limit holds where `kwargs` have none, as far as the context allows.
         """
         room = self.config.max_position_embeddings - prompt_length
         asked = kwargs.pop("max_new_tokens", None)
         if (max_length := kwargs.pop("max_length", None)) is not None and asked is None:
             asked = max_length - prompt_length
+        if asked is None and mode != "image":  # an image is whole, whatever limit a configuration has for texts
+            if settings.max_new_tokens:
+                asked = min(settings.max_new_tokens, room)
+            elif settings.max_length:
+                asked = min(settings.max_length - prompt_length, room)
         opened = written is not None and bool((written >= 0).any())
         # An image that a prompt has opened is finished, in mode "interleaved" too: the codes it lacks, and </img>.
         least = self.config.num_codes - int(written[written >= 0].min()) + 1 if opened else 1
@@ -368,11 +376,8 @@ class SeedLanguageModelMixin:
             )
         if mode == "image":
             return least
-        if asked is None and mode == "interleaved" and not settings.max_new_tokens:
-            return room  # transformers' default of 20 new tokens is less than an image
-        if asked is None:
-            default = settings.max_new_tokens or (settings.max_length or 0) - prompt_length
-            return min(default, room) if default > 0 else min(20, room)
+        if asked is None:  # transformers' default of 20 new tokens is less than an image
+            return room if mode == "interleaved" else min(20, room)
         if not 1 <= asked <= room:
             raise ValueError(
                 f"{asked} new tokens after a prompt of {prompt_length} do not fit into the context of "

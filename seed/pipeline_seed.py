@@ -1,7 +1,10 @@
 """The diffusers pipeline of SEED: images, codes or words in, images out, drawn by any Stable Diffusion 1.x model."""
 
 import contextlib
-from collections.abc import Sequence
+import copy
+import json
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +20,9 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from .configuration_seed import SeedConfig
 from .generation_seed import sampling_options
-from .image_inputs_seed import flatten_images
+from .image_inputs_seed import flatten_images, images_as_bytes
 from .image_processing_seed import SeedImageProcessorPil
 from .modeling_seed import SeedModel
 from .modeling_seed_llama import SeedLlamaForCausalLM
@@ -50,6 +54,22 @@ class SeedPipelineOutput(BaseOutput):
 
     images: list[Image.Image] | np.ndarray
     codes: torch.LongTensor
+
+
+@dataclass(frozen=True)
+class _Source:
+    """
+    Where `from_pretrained` found a pipeline's parts; `save_pretrained` takes from there what was not loaded.
+
+    Args:
+        image_tokenizer: folder of the image tokenizer.
+        name, decoder, hub_options: what `resolve_decoder` takes.
+    """
+
+    image_tokenizer: Path
+    name: str | Path
+    decoder: str | Path | None
+    hub_options: dict
 
 
 class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
@@ -121,6 +141,7 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             token_guidance_scale=token_guidance_scale,
             token_temperature=token_temperature,
         )
+        self._source: _Source | None = None
 
     # Loading and saving ----------------------------------------------------------------------------------------------
 
@@ -179,7 +200,8 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
         )
         text = {}
         if text_parts:
-            text["text_encoder"] = CLIPTextModel.from_pretrained(decoder_folder / "text_encoder", dtype=weights_dtype)
+            folder = decoder_folder / "text_encoder"
+            text["text_encoder"] = _load_complete(CLIPTextModel, folder, weights_dtype, variant)
             text["tokenizer"] = AutoTokenizer.from_pretrained(decoder_folder / "tokenizer")
         if language_model is True:
             language_model = load_language_model(pretrained_model_name_or_path, dtype=dtype, **hub_options)
@@ -196,7 +218,7 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             requires_safety_checker=False,
             **({} if scheduler is None else {"scheduler": scheduler}),
         )
-        return cls(
+        pipeline = cls(
             image_tokenizer=image_tokenizer,
             unet=stable_diffusion.unet,
             vae=stable_diffusion.vae,
@@ -207,25 +229,38 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             **text,
             **{key: settings[key] for key in SETTINGS if key in settings},
         )
+        pipeline._source = _Source(tokenizer_folder, pretrained_model_name_or_path, decoder, hub_options)
+        return pipeline
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         """
         Saves the pipeline as a repository of the house: `image_tokenizer/`, `decoder/` (a stock Stable Diffusion
         repository) and `processor_config.json`; the language model and its processor, if there are, at the top.
 
+        What `from_pretrained` had no use for comes from where it loaded the rest: the image tokenizer's text branch,
+        text tokenizer and captions (unless the image tokenizer is another one since), and the decoder's text encoder
+        and tokenizer. `save_directory` may be the very folder that the pipeline was loaded from.
+
         Args:
             kwargs: as of `DiffusionPipeline.save_pretrained`, applied to the decoder (`variant`, `max_shard_size`).
+
+        Raises:
+            ValueError: the language model was trained with another image tokenizer, or one of other precision; asked
+                to push, or to pickle.
+            FileNotFoundError, OSError: what the pipeline was loaded from is no longer there.
         """
         if kwargs.pop("push_to_hub", False):
             raise ValueError("Save first, then push with pipeline.push_to_hub(repo_id).")
         if not kwargs.get("safe_serialization", True):
             raise ValueError("safe_serialization is False; weights are saved as safetensors only.")
         root = Path(save_directory)
-        self.image_tokenizer.save_pretrained(root / IMAGE_TOKENIZER_FOLDER)
-        self.image_processor.save_pretrained(root / IMAGE_TOKENIZER_FOLDER)
-        self._stable_diffusion().save_pretrained(root / DECODER_FOLDER, **kwargs)
-        if self.language_model is not None:
-            self.language_model.save_pretrained(root)
+        self.check_image_tokenizer_hash(root)
+        with replacing_files(root) as partial:
+            self._save_image_tokenizer(partial / IMAGE_TOKENIZER_FOLDER)
+            self._save_decoder(partial / DECODER_FOLDER, **kwargs)
+            if self.language_model is not None:
+                self.language_model.save_pretrained(partial)
+        if self.processor is not None:
             self.processor.save_pretrained(root)
         settings = read_settings(root) | {
             "image_tokenizer": IMAGE_TOKENIZER_FOLDER,
@@ -233,6 +268,62 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             **{key: self.config[key] for key in SETTINGS},
         }
         write_settings(root, settings)
+
+    def check_image_tokenizer_hash(self, root: str | Path) -> None:
+        """
+        Whether the image tokenizer, as it would be saved, makes the codes that the language model was trained with.
+
+        Args:
+            root: the folder to save to; if the pipeline was loaded from there, the language model that was left out in
+                loading counts, too.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if self.language_model is not None:
+            trained = self.language_model.config.image_tokenizer_hash or self.processor.image_tokenizer_hash
+        elif self._source and Path(self._source.name).resolve() == Path(root).resolve():
+            trained = read_settings(Path(root)).get("image_tokenizer_hash")
+        else:
+            trained = None
+        if trained is not None and (own := self.image_tokenizer.codes_hash()) != trained:
+            raise ValueError(
+                f"The image tokenizer's weights, in {self.image_tokenizer.dtype}, have the hash {own[:12]}..., but the "
+                f"language model beside which they would be saved was trained with {trained[:12]}...: that repository "
+                "would refuse to read pictures. Load the pipeline in the dtype that the image tokenizer was stored in, "
+                "SeedPipeline.from_pretrained(..., dtype='auto') (pipeline('text-to-image') takes it as decoder=), and "
+                "save that; or save in another folder, without the language model."
+            )
+
+    def _save_image_tokenizer(self, folder: Path) -> None:
+        model = self.image_tokenizer
+        source = self._source and self._source.image_tokenizer
+        if source and Path(model.name_or_path).resolve() == source.resolve():
+            folder.mkdir(parents=True)
+            for file in (*source.glob("*.json"), *source.glob("*.txt")):  # text tokenizer, captions
+                if not file.name.endswith(".index.json"):
+                    shutil.copyfile(file, folder / file.name)
+            if not model.config.use_text_branch and SeedConfig.from_pretrained(source).use_text_branch:
+                model = _with_text_branch(model, source)
+        model.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+
+    def _save_decoder(self, folder: Path, **kwargs) -> None:
+        self._stable_diffusion().save_pretrained(folder, **kwargs)
+        absent = [part for part in ("text_encoder", "tokenizer") if getattr(self, part) is None]
+        if self._source is None or not absent:
+            return
+        source = self._source
+        stored = resolve_decoder(
+            source.name, source.decoder, tuple(f"{part}/" for part in absent), **source.hub_options
+        )
+        index, copied = read_json(stored / "model_index.json"), {}
+        for part in absent:
+            if part in index and (stored / part).is_dir():
+                shutil.copytree(stored / part, folder / part)
+                copied[part] = index[part]
+        path = folder / "model_index.json"
+        path.write_text(json.dumps(read_json(path) | copied, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     # Drawing ---------------------------------------------------------------------------------------------------------
 
@@ -245,7 +336,7 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             images: a PIL image, a path, an array or a tensor, or a list of them. Floats of 0 .. 1 are what diffusers
                 returns for "np" and "pt".
         """
-        images = self.image_processor.fetch_images(flatten_images(_as_bytes(images)))
+        images = self.image_processor.fetch_images(flatten_images(images_as_bytes(images)))
         if not images:
             raise ValueError("images is empty; expected at least one.")
         # accelerate's offloading listens to forward only, which would go on to decode the codes.
@@ -476,6 +567,36 @@ def load_language_model(
     return _LANGUAGE_MODELS[model_type].from_pretrained(folder, dtype=dtype).eval()
 
 
+@contextlib.contextmanager
+def replacing_files(root: Path) -> Iterator[Path]:
+    """
+    A new folder inside `root` to save into, whose files, once all are written, take the places of those in `root`.
+
+    So a save that fails changes nothing; and weights that are being saved may be mapped from the files they replace.
+    """
+    partial = root / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in [path for path in partial.rglob("*") if path.is_file()]:
+            target = root / file.relative_to(partial)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _with_text_branch(model: SeedModel, folder: Path) -> SeedModel:
+    """A copy of an image tokenizer, its text branch read from `folder`, where it was left out in loading."""
+    config = copy.deepcopy(model.config)
+    config.use_text_branch = True
+    # What it may have been given since; like all that it has, it comes from the model.
+    whole = SeedModel.from_pretrained(folder, config=config, dtype=model.dtype, new_modules="empty_prompt_embeds")
+    whole.load_state_dict(model.state_dict(), strict=False)
+    return whole
+
+
 def _read_dtype(dtype: torch.dtype | str) -> torch.dtype | str:
     """`dtype`, or the one of that name, which diffusers would not understand."""
     if not isinstance(dtype, str) or dtype == "auto":
@@ -484,18 +605,6 @@ def _read_dtype(dtype: torch.dtype | str) -> torch.dtype | str:
     if not isinstance(found, torch.dtype):
         raise ValueError(f"dtype is {dtype!r}; expected 'auto', 'float32', 'bfloat16', 'float16' or a torch.dtype.")
     return found
-
-
-def _as_bytes(images):
-    """Floats of 0 .. 1, as diffusers returns them, in the bytes that it saves; anything else as it is."""
-    if isinstance(images, (list, tuple)):
-        return [_as_bytes(image) for image in images]
-    if isinstance(images, np.ndarray) and images.dtype.kind == "f":
-        images = torch.from_numpy(images)
-        return _as_bytes(images).numpy()
-    if isinstance(images, torch.Tensor) and images.is_floating_point() and images.numel() and images.max() <= 1:
-        return (images.float() * 255).round().clamp(0, 255).to(torch.uint8)
-    return images
 
 
 def _choosing_options(token_temperature: float | None, setting: float, generate_kwargs: dict) -> dict:
@@ -515,7 +624,9 @@ def _choosing_options(token_temperature: float | None, setting: float, generate_
         temperature = setting
     if options.get("do_sample") is False:
         return options
-    return sampling_options(temperature) | options
+    chosen = sampling_options(temperature) | options
+    # Who samples at no temperature, by do_sample alone, chooses from all codes too, not from transformers' 50.
+    return {"top_k": 0} | chosen if chosen["do_sample"] else chosen
 
 
 @contextlib.contextmanager
@@ -559,7 +670,7 @@ def _check_same_codebook(language_model, image_tokenizer: SeedModel) -> None:
 
 
 def _load_complete(model_class, folder: Path, dtype: torch.dtype, variant: str | None = None):
-    """A model of diffusers; a tensor that its checkpoint lacks is an error, not a warning."""
+    """A model of the decoder, as saved by diffusers; a tensor that its checkpoint lacks is an error, not a warning."""
     if not folder.is_dir():
         raise FileNotFoundError(f"The decoder has no folder {str(folder)!r}: download or copy it again.")
     # The decoder may have another VAE than AutoencoderKL, e.g. AutoencoderTiny.

@@ -12,9 +12,9 @@ from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
 from .chat_templates_seed import INSTRUCTION_CHAT_TEMPLATE, QUESTION_CHAT_TEMPLATE
-from .image_inputs_seed import check_placeholders, flatten_codes, flatten_images, id_rows
+from .image_inputs_seed import check_placeholders, flatten_codes, flatten_images, id_rows, images_as_bytes
 from .modeling_seed import SeedModel
-from .repository_seed import IMAGE_TOKENIZER_FOLDER, fetch, follow_pointer, point_to, read_settings
+from .repository_seed import DECODER_PARTS, IMAGE_TOKENIZER_FOLDER, fetch, follow_pointer, point_to, read_settings
 from .sequences_seed import IMAGE_PLACEHOLDER, SeedSequencesMixin
 
 BOI_TOKEN, EOI_TOKEN, CODE_TOKEN = "<img>", "</img>", "<img_{:05d}>"
@@ -170,7 +170,7 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         if self.name_or_path is not None and root.resolve() != Path(self.name_or_path).resolve():
             stored = read_settings(fetch(self.name_or_path, self.hub_options, ["*.json"])).get(part)
             if pointer == stored:  # else it was set since, and is taken at its word
-                found = point_to(self.name_or_path, part, root)
+                found = point_to(self.name_or_path, part, root, self.hub_options)
         if found is None or not whole or not (root / found).is_dir():
             return pointer if found is None else found
         partial = root / f"{part}.partial"  # what is there under its name is whole
@@ -326,9 +326,12 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         Codes of images, `(images, num_codes)`.
 
         Args:
-            images: an image (PIL, array, tensor, path or address), or lists of them.
+            images: an image (PIL, array, tensor, path or address), or lists of them. Arrays and tensors hold 0 .. 255,
+                or floats of 0 .. 1, as diffusers returns them; without `do_rescale` what the model is given.
             images_kwargs: of the image processor.
         """
+        if images_kwargs.get("do_rescale", self.image_processor.do_rescale):
+            images = images_as_bytes(images)
         images = self.image_processor.fetch_images(flatten_images(images))
         if not images:
             return torch.empty(0, self.num_codes, dtype=torch.long)
@@ -369,7 +372,8 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
                 half an image is none.
             add_special_tokens: put SOS before the first word (after images that come before it).
             images_kwargs: for the image processor, which may also be given among the other arguments. text_kwargs:
-                the arguments above that concern text, as transformers' pipelines pass them.
+                the arguments above that concern text, as transformers' pipelines pass them; they count where an
+                argument is given twice.
 
         Returns:
             `input_ids` and `attention_mask`, `(batch, length)`.
@@ -380,7 +384,14 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
             TypeError: an unknown argument.
         """
         if text_kwargs:
-            return self(text, images, codes, images_kwargs=images_kwargs, **unsupported | text_kwargs)
+            named = {
+                "return_tensors": return_tensors,
+                "padding": padding,
+                "padding_side": padding_side,
+                "max_length": max_length,
+                "add_special_tokens": add_special_tokens,
+            }
+            return self(text, images, codes, images_kwargs=images_kwargs, **unsupported | named | text_kwargs)
         of_images = self.image_processor.valid_kwargs.__annotations__.keys() & unsupported.keys()
         images_kwargs = {name: unsupported.pop(name) for name in of_images} | (images_kwargs or {})
         _refuse(unsupported)
@@ -482,7 +493,12 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
 
             if self.name_or_path is None:
                 raise ValueError("This processor was not loaded from a repository: draw with SeedPipeline(codes=...).")
-            decoder = self.decoder_repository
+            pointer, decoder = self.decoder_repository, None
+            stored = read_settings(fetch(self.name_or_path, self.hub_options, ["*.json"])).get("decoder")
+            if pointer not in (None, stored):  # set since; a pointer all the same, not a path from here
+                decoder = follow_pointer(
+                    self.name_or_path, pointer, self.hub_options, ["model_index.json", *DECODER_PARTS]
+                )
             self._decoder = SeedPipeline.from_pretrained(
                 self.name_or_path,
                 decoder=decoder,

@@ -12,6 +12,7 @@ DECODER_FOLDER = "decoder"
 # Holds the pointers to both folders, which may be ids of other repositories, and the settings to draw with; in a
 # repository with a language model also everything else that SeedProcessor stores.
 POINTER_FILE = "processor_config.json"
+DECODER_PARTS = ("unet/", "vae/", "scheduler/", "text_encoder/", "tokenizer/")
 
 
 def resolve_image_tokenizer(name: str | Path, **hub_options) -> Path:
@@ -35,7 +36,7 @@ def resolve_image_tokenizer(name: str | Path, **hub_options) -> Path:
 def resolve_decoder(
     name: str | Path,
     decoder: str | Path | None = None,
-    parts: tuple[str, ...] = ("unet/", "vae/", "scheduler/", "text_encoder/", "tokenizer/"),
+    parts: tuple[str, ...] = DECODER_PARTS,
     **hub_options,
 ) -> Path:
     """
@@ -43,8 +44,8 @@ def resolve_decoder(
 
     Args:
         name: the SEED repository.
-        decoder: a folder or Hub id to use instead of the one that is named there; of a folder that is itself a SEED
-            repository, its decoder.
+        decoder: a folder, as it stands, or a pointer from `name` (see [`follow_pointer`]), or a Hub id, to use instead
+            of the one that is named there; of a folder that is itself a SEED repository, its decoder.
         parts: the sub-folders that are needed; others are not downloaded.
         hub_options: as in [`SeedPipeline.from_pretrained`].
 
@@ -53,6 +54,8 @@ def resolve_decoder(
     """
     if decoder and (Path(decoder) / POINTER_FILE).is_file() and not (Path(decoder) / "model_index.json").is_file():
         return resolve_decoder(decoder, parts=parts, **hub_options)
+    if decoder and Path(decoder).is_dir():  # before a folder of that name in the repository
+        return Path(decoder)
     settings = read_settings(fetch(name, hub_options, ["*.json"]))
     return follow_pointer(
         name, decoder or settings.get("decoder", DECODER_FOLDER), hub_options, ["model_index.json", *parts]
@@ -64,7 +67,7 @@ def has_language_model(name: str | Path) -> bool:
     return _model_type(fetch(name, {}, ["*.json"])) not in (None, "seed")
 
 
-def point_to(name: str | Path, part: str, start: str | Path) -> str | None:
+def point_to(name: str | Path, part: str, start: str | Path, hub_options: dict | None = None) -> str | None:
     """
     The pointer that a repository in the folder `start` writes to have a part of another one.
 
@@ -73,12 +76,13 @@ def point_to(name: str | Path, part: str, start: str | Path) -> str | None:
             JSON files are downloaded.
         part: IMAGE_TOKENIZER_FOLDER or DECODER_FOLDER.
         start: a local folder, which need not exist yet.
+        hub_options: as in [`SeedPipeline.from_pretrained`]: what `name` is read with.
 
     Returns:
         For a folder its path relative to `start`, so that both can be moved together; else the Hub id, followed by the
         folder in that repository if it is not all of it. None if there is no such part.
     """
-    folder = fetch(name, {}, ["*.json"])
+    folder = fetch(name, hub_options or {}, ["*.json"])
     is_the_part = part == IMAGE_TOKENIZER_FOLDER and _model_type(folder) == "seed"
     pointer = "." if is_the_part else read_settings(folder).get(part, part)
     found = folder / pointer
@@ -157,6 +161,7 @@ def follow_pointer(root: str | Path, pointer: str | Path, hub_options: dict, par
 
 
 __all__ = [
+    "DECODER_PARTS",
     "fetch",
     "follow_pointer",
     "has_language_model",

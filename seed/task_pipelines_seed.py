@@ -6,12 +6,14 @@ find SEED's language models and processor by the Auto classes.
 """
 
 import contextlib
+import tempfile
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi
 from transformers import Pipeline
 
-from .pipeline_seed import SETTINGS, SeedPipeline
+from .pipeline_seed import SETTINGS, SeedPipeline, replacing_files
 
 
 class SeedTextToImagePipeline(Pipeline):
@@ -46,7 +48,7 @@ class SeedTextToImagePipeline(Pipeline):
         if self._drawer is None:
             shared = {"language_model": self.model, "processor": self.processor}
             if isinstance(self._decoder, SeedPipeline):
-                self._drawer = SeedPipeline(**self._decoder.components | shared, **_own_settings(self._decoder))
+                self._drawer = _exchange(self._decoder, **shared)
             else:
                 self._drawer = self._load_drawer(shared)
             self._drawer.to(self.device)
@@ -143,18 +145,63 @@ class SeedTextToImagePipeline(Pipeline):
         Saves a whole repository: language model, processor, image tokenizer, decoder, and the code of all of them, so
         that `pipeline("text-to-image", model=save_directory, trust_remote_code=True)` works where this package is not
         installed.
+
+        Args:
+            kwargs: of the language model's `save_pretrained` (`max_shard_size`).
+
+        Raises:
+            ValueError: as [`SeedPipeline.save_pretrained`]; asked to push.
         """
+        if kwargs.pop("push_to_hub", False):
+            raise ValueError("Save first, then push with pipe.push_to_hub(repo_id).")
         root = Path(save_directory)
-        without_language = {"language_model": None, "processor": None}
-        drawer = SeedPipeline(**self.drawer.components | without_language, **_own_settings(self.drawer))
+        self.drawer.check_image_tokenizer_hash(root)
         with _naming_code(self.model, self.processor):
-            super().save_pretrained(root, **kwargs)
+            with replacing_files(root) as partial:
+                super().save_pretrained(partial, **kwargs)
             self.processor.save_pretrained(root)
-        drawer.save_pretrained(root)
+        _exchange(self.drawer, language_model=None, processor=None).save_pretrained(root)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload SeedTextToImagePipeline",
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """
+        Uploads what `save_pretrained` saves, a whole repository. Arguments as in transformers, but for
+        `max_shard_size` and `tags`.
+
+        Returns:
+            The address of the commit.
+        """
+        api = HfApi()
+        repo_id = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            commit = api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+            )
+        return str(commit)
 
 
-def _own_settings(drawer: SeedPipeline) -> dict:
-    return {name: drawer.config[name] for name in SETTINGS}
+def _exchange(drawer: SeedPipeline, **parts) -> SeedPipeline:
+    """Another pipeline, of the same parts but for those given, and from the same repository."""
+    settings = {name: drawer.config[name] for name in SETTINGS}
+    other = SeedPipeline(**drawer.components | parts, **settings)
+    other._source = drawer._source
+    return other
 
 
 @contextlib.contextmanager

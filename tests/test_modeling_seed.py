@@ -389,6 +389,8 @@ def test_a_stage_may_name_what_it_adds(folder, tmp_path):
     for positions in (model.reconstruction_decoder.position_embeddings, model.reverse_qformer.query_tokens):
         assert 0.01 < positions.std() < 0.03
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+    with pytest.raises(ValueError, match="decode_layer"):  # a text is one prefix, not one per letter
+        SeedModel.from_pretrained(tmp_path, use_code_branch=True, new_modules="encode_layer")
 
 
 def test_empty_prompt_travels_with_the_model(folder, tmp_path):

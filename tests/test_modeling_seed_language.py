@@ -2,12 +2,22 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny_models import make_tiny_seed_config
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LogitsProcessor, OPTConfig, OPTForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessor,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from seed.configuration_seed_llama import SeedLlamaConfig
 from seed.configuration_seed_opt import SeedOPTConfig
@@ -15,6 +25,7 @@ from seed.modeling_seed import SeedModel
 from seed.modeling_seed_language import VISUAL_MODULES
 from seed.modeling_seed_llama import SeedLlamaForCausalLM
 from seed.modeling_seed_opt import SeedOPTForCausalLM
+from seed.pipeline_seed import load_language_model
 
 WORDS = 90  # of the 96 rows: the last 6 are padding, as OPT's last 7
 CODES, NUM_CODES, CONTEXT = 64, 32, 128
@@ -150,6 +161,27 @@ class TestExtension:
         assert torch.equal(again(mixed()).logits, model(mixed()).logits)
         assert again.lm_head.weight is again.get_input_embeddings().weight
         assert again.config.vocab_size == TOTAL
+
+    @pytest.mark.parametrize("lost", ["visual_head.weight", "visual_embeddings.codebook", "layers.1.self_attn.q_proj"])
+    def test_a_missing_tensor_is_an_error_that_names_it(self, pair, tmp_path, lost):
+        _, model = pair
+        model.save_pretrained(tmp_path)
+        tensors = load_file(tmp_path / "model.safetensors")
+        assert "lm_head.weight" not in tensors  # tied, so that it is not missed
+        name = next(name for name in tensors if lost in name)
+        del tensors[name]
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        for load in (AutoModelForCausalLM.from_pretrained, load_language_model):
+            with pytest.raises(ValueError, match=rf"lacks 1 tensors.*{re.escape(name)}.*again.*from_text_model"):
+                load(tmp_path)
+
+    def test_an_adapters_folder_loads_with_its_model(self, model, tmp_path):
+        model.save_pretrained(tmp_path / "model")
+        base = SeedOPTForCausalLM.from_pretrained(tmp_path / "model")
+        adapted = get_peft_model(base, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
+        adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+        again = SeedOPTForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+        torch.testing.assert_close(again(mixed()).logits, adapted(mixed()).logits)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision_has_no_nan(self, pair, dtype):
@@ -478,6 +510,17 @@ class TestOtherModes:
             check_image(row)
         with pytest.raises(ValueError, match="cut the image short"):
             model.generate(prompt, generation_mode="interleaved", max_new_tokens=NUM_CODES)
+        for limit in ({"max_new_tokens": NUM_CODES}, {"max_length": prompt.shape[1] + 5}, {"max_length": 3}):
+            with pytest.raises(ValueError, match="cut the image short"):
+                model.generate(prompt, generation_mode="interleaved", generation_config=GenerationConfig(**limit))
+        whole = {"generation_config": GenerationConfig(max_new_tokens=5), "do_sample": False}
+        assert model.generate(prompt, generation_mode="image", **whole).shape[1] == prompt.shape[1] + NUM_CODES + 1
+
+    def test_interleaved_keeps_to_the_limit_of_a_configuration(self, model):
+        for limit, length in (({"max_new_tokens": 7}, 16), ({"max_length": 15}, 15), ({"max_length": 500}, CONTEXT)):
+            config = GenerationConfig(**limit, do_sample=False)  # has no token that ends the text
+            written = model.generate(words(), generation_mode="interleaved", generation_config=config)
+            assert written.shape[1] == length
 
     def test_a_processor_of_the_users_cannot_break_the_grammar(self, model):
         class LovesWord5(LogitsProcessor):

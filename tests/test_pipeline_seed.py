@@ -1,5 +1,6 @@
 """The pipeline: images or codes in, images out, equal to what stock Stable Diffusion draws from the same features."""
 
+import copy
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_repository import SIZE, make_seed_model, make_seed_pipeline, make_stable_diffusion, pictures
 
 from seed import SeedImageProcessorPil, SeedModel, SeedPipeline
@@ -183,10 +185,79 @@ def test_text_encoder_stands_in_for_a_missing_empty_prompt(tmp_path, codes):
     assert np.isfinite(draw(pipeline, codes=codes[:1], guidance_scale=1)).all()
     pipeline.image_tokenizer.set_empty_prompt_embeds(expected)
     np.testing.assert_allclose(draw(pipeline, codes=codes[:1]), with_encoder, atol=1e-5)
+    # Saved, it has its text branch again, the features that it was given, and the text encoder.
+    pipeline.save_pretrained(tmp_path / "saved")
+    saved = SeedModel.from_pretrained(tmp_path / "saved" / "image_tokenizer")
+    torch.testing.assert_close(saved.empty_prompt_embeds, expected)
+    assert torch.equal(saved.text_projection.weight, model.text_projection.weight)
+    stock = StableDiffusionPipeline.from_pretrained(tmp_path / "saved" / "decoder")
+    torch.testing.assert_close(stock.text_encoder(ids).last_hidden_state, expected)
 
     shared = SeedModel.from_pretrained(tmp_path / "tokenizer")
     other = SeedPipeline.from_pretrained(tmp_path / "tokenizer", decoder=tmp_path / "sd", image_tokenizer=shared)
     assert other.image_tokenizer is shared
+
+    weights = tmp_path / "sd" / "text_encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    lost = next(name for name in tensors if name.endswith("layers.1.self_attn.q_proj.weight"))
+    del tensors[lost]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"text_encoder' lacks 1 tensors of CLIPTextModel, e.g. .*{lost}"):
+        SeedPipeline.from_pretrained(tmp_path / "tokenizer", decoder=tmp_path / "sd")
+
+
+@pytest.mark.parametrize("over_itself", [True, False], ids=["over itself", "elsewhere"])
+def test_what_was_not_loaded_is_saved_too(seed_repository, tmp_path, over_itself):
+    source = shutil.copytree(seed_repository, tmp_path / "source")
+    make_stable_diffusion().save_pretrained(source / "decoder")
+    target = source if over_itself else tmp_path / "target"
+    before = shutil.copytree(source, tmp_path / "before")
+    pipeline = SeedPipeline.from_pretrained(source)
+    assert pipeline.text_encoder is None and not pipeline.image_tokenizer.config.use_text_branch
+    with torch.no_grad():  # what is loaded, or put in its place, is saved as it is now
+        pipeline.image_tokenizer.generation_projection.bias.add_(1)
+        pipeline.vae = copy.deepcopy(pipeline.vae)
+        pipeline.vae.quant_conv.bias.add_(1)
+    pipeline.save_pretrained(target)
+
+    files = lambda folder: sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))  # noqa: E731
+    assert files(target) == files(before)
+    changed = {"image_tokenizer/model.safetensors": "generation_projection.bias"}
+    changed["decoder/vae/diffusion_pytorch_model.safetensors"] = "quant_conv.bias"
+    for path in (path.relative_to(before) for path in before.rglob("*.safetensors")):
+        old, new = load_file(before / path), load_file(target / path)
+        assert old.keys() == new.keys()
+        differing = [name for name in old if not torch.equal(old[name], new[name])]
+        assert differing == [name for name in [changed.get(path.as_posix())] if name]
+    for name in ("tokenizer.json", "captions.txt"):
+        assert (target / "image_tokenizer" / name).read_bytes() == (before / "image_tokenizer" / name).read_bytes()
+    stock = StableDiffusionPipeline.from_pretrained(target / "decoder")
+    assert stock.tokenizer("a dog").input_ids == make_stable_diffusion().tokenizer("a dog").input_ids
+
+
+def test_another_image_tokenizer_is_saved_as_it_is(seed_repository, tmp_path):
+    pipeline = SeedPipeline.from_pretrained(seed_repository)
+    pipeline.image_tokenizer = make_seed_model(use_text_branch=False)
+    pipeline.save_pretrained(tmp_path)
+    assert not SeedModel.from_pretrained(tmp_path / "image_tokenizer").config.use_text_branch
+    assert not (tmp_path / "image_tokenizer" / "captions.txt").exists()
+
+
+def test_a_save_that_fails_changes_nothing(seed_repository, tmp_path, monkeypatch):
+    root = shutil.copytree(seed_repository, tmp_path / "root")
+    pipeline = SeedPipeline.from_pretrained(root)
+    with torch.no_grad():
+        pipeline.image_tokenizer.generation_projection.bias.add_(1)
+
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(pipeline.vae, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left"):
+        pipeline.save_pretrained(root)
+    assert not (root / ".partial").exists()
+    for path in seed_repository.rglob("*.*"):
+        assert (root / path.relative_to(seed_repository)).read_bytes() == path.read_bytes()
 
 
 def test_pointers_name_other_repositories(seed_repository, tmp_path):

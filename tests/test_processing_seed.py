@@ -15,6 +15,7 @@ from transformers import AutoProcessor
 
 from seed import SeedImageProcessorPil, SeedPipeline, SeedProcessor
 from seed.chat_templates_seed import INSTRUCTION_CHAT_TEMPLATE
+from seed.repository_seed import resolve_decoder
 
 SOS = EOS = 2  # </s>
 PAD = 1
@@ -268,9 +269,17 @@ def test_image_settings_may_stand_among_the_arguments(seed_repository):
     pixels = processor.image_processor(raw, do_rescale=False, return_tensors="pt")["pixel_values"]
     assert ids[0, 1:33].tolist() == processor.codes_to_ids(model.get_image_tokens(pixels))[0].tolist()
     assert torch.equal(processor(images=raw, images_kwargs={"do_rescale": False})["input_ids"], ids)
-    assert not torch.equal(processor(images=raw)["input_ids"], ids)
     with pytest.raises(TypeError, match="Unknown argument 'do_dance'"):
         processor(images=raw, do_dance=True)
+
+
+def test_floats_of_diffusers_are_bytes(processor):
+    byte = np.asarray(pictures(1)[0])
+    scaled, expected = byte.astype(np.float32) / 255, processor.tokenize_images(byte)
+    assert torch.equal(make_seed_pipeline().tokenize_images(scaled), expected)
+    for images in (scaled, [scaled], torch.from_numpy(scaled).permute(2, 0, 1)[None]):
+        assert torch.equal(processor.tokenize_images(images), expected)
+    assert processor(images=scaled)["input_ids"][0, :34].tolist() == image(expected[0])
 
 
 def test_placeholders_and_images_must_agree(processor, codes):
@@ -284,6 +293,8 @@ def test_placeholders_and_images_must_agree(processor, codes):
             processor(text=text, codes=codes[:given] if given else None)
     with pytest.raises(ValueError, match=r"have \[1, 2\] <image> placeholders, but \[2, 1\] images"):
         processor(text=["<image>", "<image><image>"], codes=[codes[:2], codes[2:]])
+    with pytest.raises(ValueError, match=r"have \[1, 2\] <image> placeholders, but \[2, 1\] images"):
+        processor(text=["<image>", "<image><image>"], codes=[np.asarray(codes[:2]), np.asarray(codes[2:])])
     with pytest.raises(ValueError, match="either images or codes"):
         processor(text="<image>", images=pictures(1), codes=codes[:1])
     with pytest.raises(ValueError, match="Pass text, images or codes"):
@@ -299,6 +310,18 @@ def test_what_does_not_fit_is_an_error_not_cut(processor, codes):
         processor(text="a", pading=True)
     with pytest.raises(ValueError, match=r"make no tensor; pass padding=True"):
         processor(text=["a", "a longer text"], padding=False)
+
+
+def test_named_arguments_count_beside_text_kwargs(processor):
+    texts = ["a", "a longer text"]
+    bare = processor(text=texts, padding=False, return_tensors=None, text_kwargs={"add_special_tokens": False})
+    assert bare["input_ids"] == [words(processor, text) for text in texts]
+    batch = processor(text=texts, padding_side="right", add_special_tokens=False, text_kwargs={"padding": True})
+    assert batch["input_ids"][0, 0] == words(processor, "a")[0] and batch["input_ids"][0, -1] == PAD
+    with pytest.raises(ValueError, match="more than the 1 that fit"):
+        processor(text=texts, max_length=1, text_kwargs={"padding": True})
+    again = processor(text=texts, return_tensors="pt", text_kwargs={"return_tensors": None, "padding": False})
+    assert isinstance(again["input_ids"], list)
 
 
 def test_chat(processor):
@@ -461,6 +484,47 @@ def test_what_is_pushed_is_whole(tmp_path, monkeypatch):
     assert [name for name, _ in uploaded] == ["me/mine", "me/mine"]
     for _, files in uploaded:
         assert {"decoder", "image_tokenizer", "processor_config.json", "tokenizer.json"} <= set(files)
+
+
+def test_saving_asks_the_hub_as_loading_did(language_repository, tmp_path, monkeypatch):
+    """A private repository cannot be read without its token."""
+    asked = []
+
+    def snapshot_download(name, allow_patterns, **options):
+        asked.append((name, options))
+        return str(language_repository)
+
+    processor = SeedProcessor.from_pretrained(language_repository)
+    monkeypatch.setattr("seed.repository_seed.snapshot_download", snapshot_download)
+    processor.name_or_path, processor.hub_options = "org/private", {"token": "hf_x", "revision": "v1"}
+    processor.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "processor_config.json").read_text())
+    assert stored["image_tokenizer"] == "org/private/image_tokenizer"
+    assert asked and all(call == ("org/private", processor.hub_options) for call in asked)
+
+
+def test_a_folder_that_is_given_as_decoder_is_that_folder(seed_repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("decoder").mkdir()
+    for given in ("decoder", "./decoder", tmp_path / "decoder"):
+        for name in (seed_repository, seed_repository / "image_tokenizer"):
+            assert resolve_decoder(name, decoder=given).samefile(tmp_path / "decoder")
+    assert resolve_decoder(seed_repository) == seed_repository / "decoder"
+    assert resolve_decoder(seed_repository, decoder="image_tokenizer") == seed_repository / "image_tokenizer"
+
+
+@pytest.mark.parametrize("pointer", [None, "decoder", "../shared"])
+def test_draws_with_its_repositorys_decoder_wherever_it_runs(seed_repository, tmp_path, monkeypatch, pointer):
+    root, codes = tmp_path / "repository", torch.zeros(1, 32, dtype=torch.long)
+    shutil.copytree(seed_repository, root)
+    tiny_processor(root)
+    processor = SeedProcessor.from_pretrained(root)
+    if pointer == "../shared":
+        (root / "decoder").rename(tmp_path / "shared")
+    processor.decoder_repository = pointer
+    (tmp_path / "here" / "decoder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert len(processor.draw(codes, num_inference_steps=1)) == 1
 
 
 def test_draws_with_the_image_tokenizer_that_it_has(seed_repository, tmp_path):

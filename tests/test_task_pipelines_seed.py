@@ -3,13 +3,15 @@
 import contextlib
 import copy
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from tiny_language import tiny_language_model, tiny_processor
-from tiny_repository import SIZE, make_seed_pipeline, pictures
+from tiny_repository import SIZE, make_seed_pipeline, make_stable_diffusion, pictures
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -20,7 +22,15 @@ from transformers import (
     pipeline,
 )
 
-from seed import SeedOPTConfig, SeedOPTForCausalLM, SeedPipeline, SeedProcessor, SeedTextToImagePipeline
+from seed import (
+    SeedModel,
+    SeedOPTConfig,
+    SeedOPTForCausalLM,
+    SeedPipeline,
+    SeedProcessor,
+    SeedTextToImagePipeline,
+    task_pipelines_seed,
+)
 from seed.pipeline_seed import _seeded
 
 PROMPTS = ["a red square", "a dog", "a small dog beside a big cat"]
@@ -122,6 +132,12 @@ def test_token_temperature(whole):
     torch.manual_seed(int(torch.randint(2**62, (), generator=generators(6)[0])))
     options = {"do_sample": True, "temperature": 1.5, "top_k": 0}
     assert torch.equal(written_codes(whole.processor, whole.language_model, PROMPTS[0], **options), sampled)
+    # So do_sample alone, at the pipeline's temperature of 0, has all of it to choose from.
+    torch.manual_seed(int(torch.randint(2**62, (), generator=generators(6)[0])))
+    options = {"do_sample": True, "top_k": 0}
+    expected = written_codes(whole.processor, whole.language_model, PROMPTS[0], **options)
+    for options in ({"do_sample": True}, {"do_sample": True, "token_temperature": 0}):
+        assert torch.equal(whole.generate_codes(PROMPTS[0], generator=generators(6)[0], **options), expected)
     # generate's own temperature is one, too, and overrules ours; so do do_sample and a generation_config.
     for options in ({"temperature": 1.5}, {"temperature": 1.5, "token_temperature": 0}):
         assert torch.equal(whole.generate_codes(PROMPTS[0], generator=generators(6)[0], **options), sampled)
@@ -173,6 +189,20 @@ def test_pipeline_with_language_model_saves_and_loads(whole, tmp_path):
     # The pipeline without a language model, saved over it, leaves the processor's settings in place.
     without.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "processor_config.json").read_text()) == settings
+
+
+def test_a_rounded_image_tokenizer_is_not_saved_beside_its_language_model(language_repository, tmp_path):
+    root = shutil.copytree(language_repository, tmp_path / "root")
+    rounded = SeedPipeline.from_pretrained(root, language_model=True, dtype=torch.float16)
+    without = SeedPipeline.from_pretrained(root, dtype=torch.float16)
+    task = SeedTextToImagePipeline(model=rounded.language_model, processor=rounded.processor)
+    for pipe, folder in ((rounded, tmp_path / "new"), (without, root), (task, tmp_path / "new")):
+        with pytest.raises(ValueError, match="in torch.float16, have the hash .*from_pretrained.*dtype='auto'"):
+            pipe.save_pretrained(folder)
+    assert not (tmp_path / "new").exists()
+    without.save_pretrained(tmp_path / "drawing alone")
+    SeedPipeline.from_pretrained(root, language_model=True).save_pretrained(tmp_path / "new")
+    assert SeedProcessor.from_pretrained(tmp_path / "new").load_image_tokenizer().dtype == torch.float32
 
 
 def test_parts_that_were_not_made_for_each_other(whole, seed_repository):
@@ -240,6 +270,41 @@ def test_text_to_image_bad_input(drawing, whole, monkeypatch):
         model=tiny_language_model(), processor=tiny_processor(), decoder=make_seed_pipeline()
     )
     assert same(shared("a dog", seed=0, progress=False), drawing("a dog", seed=0, progress=False))
+
+
+def test_text_to_image_saves_and_pushes_a_whole_repository(language_repository, tmp_path, monkeypatch):
+    source = shutil.copytree(language_repository, tmp_path / "source")
+    make_stable_diffusion().save_pretrained(source / "decoder")
+    files = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}
+    drawing = pipeline("text-to-image", model=str(source))
+    with pytest.raises(ValueError, match="Save first, then push with pipe.push_to_hub"):
+        drawing.save_pretrained(tmp_path / "saved", push_to_hub=True)
+    drawing.save_pretrained(source)
+    uploaded = tmp_path / "uploaded"
+
+    class Hub:
+        def create_repo(self, repo_id, private, token, exist_ok):
+            return SimpleNamespace(repo_id=f"user/{repo_id}")
+
+        def upload_folder(self, repo_id, folder_path, revision, **options):
+            shutil.copytree(folder_path, uploaded)
+            return f"https://hub/{repo_id}/{revision}"
+
+    monkeypatch.setattr(task_pipelines_seed, "HfApi", Hub)
+    assert drawing.push_to_hub("mine", revision="v2") == "https://hub/user/mine/v2"
+    for folder in (source, uploaded):
+        assert files <= {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+        assert SeedModel.from_pretrained(folder / "image_tokenizer").config.use_text_branch
+        assert StableDiffusionPipeline.from_pretrained(folder / "decoder").text_encoder is not None
+    image = drawing(PROMPTS[0], seed=0, progress=False)
+    again = pipeline("text-to-image", model=str(uploaded))
+    assert same(again(PROMPTS[0], seed=0, progress=False), image)
+    # A whole pipeline to draw with says as well where it came from.
+    shared = SeedTextToImagePipeline(
+        model=drawing.model, processor=drawing.processor, decoder=SeedPipeline.from_pretrained(source)
+    )
+    shared.save_pretrained(tmp_path / "saved")
+    assert SeedModel.from_pretrained(tmp_path / "saved" / "image_tokenizer").config.use_text_branch
 
 
 # image-text-to-text and any-to-any -----------------------------------------------------------------------------------
