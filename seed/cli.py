@@ -99,6 +99,7 @@ def _add_tokenize(verbs) -> None:
     )
     parser.add_argument("--output", required=True, metavar="FILE", help="the Parquet file to write")
     parser.add_argument("--image-root", metavar="DIR", help="folder of the pictures that image-text data name")
+    parser.add_argument("--split", help="of image-text data that hold several")
     _add_model_options(parser, batch_size=32)
     parser.set_defaults(func=run_tokenize)
 
@@ -201,7 +202,7 @@ def run_demo(args: argparse.Namespace) -> int:
 def run_tokenize(args: argparse.Namespace) -> int:
     from .data.tokenization import PictureList, load_image_tokenizer, tokenize_pictures
 
-    pictures = PictureList(args.paths, args.image_root)
+    pictures = PictureList(args.paths, args.image_root, args.split)
     model, image_processor = load_image_tokenizer(args.model or default_model(), _dtype(args), _device(args))
     summary = tokenize_pictures(pictures, args.output, model, image_processor, args.batch_size)
     for _, name, error in summary.skipped:

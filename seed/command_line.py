@@ -39,6 +39,11 @@ def add_decoder_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decoder", metavar="MODEL", help="another Stable Diffusion 1.x model to draw with")
 
 
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", help="of --data, where it cannot be told from the name (coco, karpathy, ...)")
+    parser.add_argument("--image-root", metavar="DIR", help="folder of the pictures that JSON files and tables name")
+
+
 def add_judged_drawing_options(parser: argparse.ArgumentParser) -> None:
     """What the evaluations that draw have in common."""
     add_decoder_option(parser)
@@ -66,4 +71,12 @@ def choose_device(name: str | None):
         raise ValueError(f"--device {name}: expected cpu, cuda or cuda:N.") from error
 
 
-__all__ = ["add_decoder_option", "add_judged_drawing_options", "choose_device", "noise_seed", "positive", "scale"]
+__all__ = [
+    "add_decoder_option",
+    "add_judged_drawing_options",
+    "add_picture_options",
+    "choose_device",
+    "noise_seed",
+    "positive",
+    "scale",
+]

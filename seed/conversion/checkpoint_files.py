@@ -5,13 +5,15 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
+
+from ..repository_seed import read_json
 
 # One shard is the most that is built in memory before it is on disk.
 MAX_SHARD_SIZE = "1GB"
@@ -80,17 +82,46 @@ def write_safetensors(
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
+def check_output(path: str | os.PathLike, overwrite: bool = False, inputs: Iterable[str | os.PathLike] = ()) -> None:
+    """
+    Whether a converted model may be written to the folder `path`; asked before the work that makes it.
+
+    Args:
+        overwrite: a SEED model that is there may be replaced, and with it all else in its folder.
+        inputs: files and folders that the model is made of.
+
+    Raises:
+        FileExistsError: `path` exists, and `overwrite` is false or it is neither a SEED model nor an empty folder.
+        ValueError: `overwrite`, and an input lies in `path`.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(f"{str(path)!r} exists already; choose another output or pass --overwrite.")
+    inside = [str(file) for file in inputs if Path(file).resolve().is_relative_to(path.resolve())]
+    if inside:
+        raise ValueError(
+            f"{inside[0]!r} lies in the output {str(path)!r}, which --overwrite would delete; choose another output."
+        )
+    is_empty = path.is_dir() and not any(path.iterdir())
+    if not is_empty and read_json(path / "config.json").get("model_type") != "seed":
+        raise FileExistsError(
+            f"{str(path)!r} holds something else than a SEED model, which --overwrite would delete (expected a folder "
+            "that is empty, or has a config.json of model_type 'seed'); choose another output, or empty it yourself."
+        )
+
+
 @contextmanager
 def new_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
     """
     A temporary folder that becomes `path` when the block ends without an error, and vanishes otherwise.
 
     Raises:
-        FileExistsError: `path` exists and `overwrite` is false.
+        FileExistsError: as of [`check_output`].
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{str(path)!r} exists already; choose another output or pass --overwrite.")
+    check_output(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.parent / f".{path.name}.partial-{os.getpid()}"
     replaced = path.parent / f".{path.name}.replaced-{os.getpid()}"
@@ -104,8 +135,6 @@ def new_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Pat
         shutil.rmtree(partial, ignore_errors=True)
         if replaced.is_dir():
             shutil.rmtree(replaced)
-        else:
-            replaced.unlink(missing_ok=True)
 
 
-__all__ = ["new_folder", "read_state_dict", "write_safetensors"]
+__all__ = ["check_output", "new_folder", "read_state_dict", "write_safetensors"]

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, Blip2VisionConfig
 from ..configuration_seed import SeedConfig
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
-from .checkpoint_files import new_folder, read_state_dict, write_safetensors
+from .checkpoint_files import check_output, new_folder, read_state_dict, write_safetensors
 
 VIT = "visual_encoder."
 # BLIP-2 leaves out the last of EVA ViT-g's 40 blocks; eva_vit_g.pth still holds it.
@@ -320,18 +320,20 @@ def convert_seed1(
         dtype: of the written weights; float32 holds the released half-precision ViT exactly.
         text_tokenizer: folder or Hub id of the text branch's tokenizer, bert-base-uncased, to be saved with it;
             BLIP-2's extra token `[DEC]` is added where it is missing. Only retrieval reads texts.
-        overwrite: replace an existing `output`.
+        overwrite: replace a SEED model (or an empty folder) that is in `output`.
 
     Returns:
         The configuration that was written.
 
     Raises:
-        FileNotFoundError, FileExistsError: an input is missing, or `output` exists.
-        ValueError: a file cannot be read, or the tensors do not make up the model; the error lists them by name. A
-            text tokenizer of another vocabulary, or for no text branch.
+        FileNotFoundError, FileExistsError: an input is missing, or `output` exists (with `overwrite`: and is no SEED
+            model).
+        ValueError: an input lies in `output`. A file cannot be read, or the tensors do not make up the model; the error
+            lists them by name. A text tokenizer of another vocabulary, or for no text branch.
     """
-    if Path(output).exists() and not overwrite:
-        raise FileExistsError(f"{str(output)!r} exists already; choose another output or pass --overwrite.")
+    # A text tokenizer that is no folder here is a Hub id.
+    inputs = [path for path in (vit, causal_qformer, seed_tokenizer, text_tokenizer) if path and Path(path).exists()]
+    check_output(output, overwrite, inputs)
     checkpoint = Seed1Checkpoint.read(vit, causal_qformer, seed_tokenizer, vision_layers)
     config = seed1_config(checkpoint, vision_heads, qformer_heads, decoder_heads)
     with torch.device("meta"):
@@ -459,7 +461,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text-tokenizer", help="bert-base-uncased, folder or Hub id, to be saved with it; only retrieval needs it"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace a SEED model in the output folder")
 
 
 def main(args: argparse.Namespace) -> int:

@@ -4,14 +4,21 @@ import random
 
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
+# Outlines are a pixel or two wide and vanish where a larger picture is made as small as models read them; all pictures
+# of the tiny sets are smaller, and larger ones only cost time.
+MAX_SIDE = 384
+
 
 def augment(image: Image.Image, rng: random.Random) -> Image.Image:
     """
     A random view of an icon-like RGB picture on white: moved, turned, recoloured, redrawn as outlines or flat colour.
 
     The styles are what tells sets of icons apart, so a model that saw one concept in several of them has to look at
-    shapes. The result has the size of `image`.
+    shapes. The result has the size of `image`, or where that is more than `MAX_SIDE` on the longer side, this much.
     """
+    if max(image.size) > MAX_SIDE:
+        scale = MAX_SIDE / max(image.size)
+        image = image.resize(tuple(max(1, round(side * scale)) for side in image.size), Image.Resampling.BICUBIC)
     image = _move(image, rng)
     style = rng.random()
     if style < 0.15:

@@ -46,6 +46,8 @@ def draw_codes(
     Draws every row of a file of codes into `folder`, as `ROW-NAME.png`. A run that was killed goes on where it stopped:
     `folder` remembers, in `.drawn_from.json`, what its drawings were made of while they are not all there.
 
+    Drawings of another run under these names are deleted first.
+
     Args:
         seed: row r is drawn from noise of seed `seed + r`, whatever the batch size.
 
@@ -58,8 +60,12 @@ def draw_codes(
     paths = [folder / f"{row:0{digits}d}-{_file_stem(id)}.png" for row, id in enumerate(codes.ids)]
     made_of, unfinished = _made_of(pipeline, codes, seed), folder / ".drawn_from.json"
     goes_on = unfinished.exists() and unfinished.read_text(encoding="utf-8") == made_of
+    if not goes_on:
+        # Before the marker is written: beside it another run's drawings would pass for this one's after a kill.
+        for path in paths:
+            path.unlink(missing_ok=True)
     write_atomically(unfinished, made_of)
-    missing = [row for row, path in enumerate(paths) if not (goes_on and path.exists())]
+    missing = [row for row, path in enumerate(paths) if not path.exists()]
     with tqdm(total=len(paths), initial=len(paths) - len(missing), unit="img", desc="draw") as bar:
         for start in range(0, len(missing), batch_size):
             rows = missing[start : start + batch_size]

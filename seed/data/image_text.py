@@ -129,8 +129,8 @@ def load_image_text(
             if nothing of that name is on disk and the name looks like `owner/name`, or with `format="hub"`.
         format: one of `FORMATS`; found out from the source if None.
         split: of Parquet and WebDataset folders (files `SPLIT.parquet`, `SPLIT-*.parquet`, or in a folder `SPLIT`), of
-            image folders (a folder `SPLIT`), of Karpathy files, of Hub data sets. Needed where there are several,
-            except for Karpathy files (None: all).
+            image folders (a folder `SPLIT`), of Karpathy files ("train+restval" for several), of Hub data sets.
+            Needed where there are several.
         streaming: return an `IterableDataset`. Parquet, WebDataset and the Hub are then read while one iterates.
         columns: where the schema's columns are, if not under a usual name: `{"image": "jpg", "captions": "title"}`;
             captions may be several columns. A column that stands in the way of a new name is replaced.

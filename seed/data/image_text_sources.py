@@ -13,6 +13,7 @@ import tarfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from .images import IMAGE_SUFFIXES, list_images
@@ -20,6 +21,8 @@ from .images import IMAGE_SUFFIXES, list_images
 logger = logging.getLogger(__name__)
 
 Columns = dict[str, list]
+# Windows' programs begin files of text with a byte order mark, which this skips where there is one.
+ENCODING = "utf-8-sig"
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 URL_COLUMNS = ("url", "image_url", "photo_image_url")
 CAPTION_COLUMNS = ("captions", "caption", "text", "txt", "photo_description", "ai_description")
@@ -85,8 +88,8 @@ def read_image_folder(folder: Path, columns: Mapping[str, str | list[str]]) -> C
     is one caption.
 
     Raises:
-        SchemaError: neither is there, a line of metadata is no JSON, a column is missing, or a picture is outside of
-            the folder.
+        SchemaError: neither is there, a line of metadata is no JSON, a table is damaged, a column is missing, or a
+            picture is outside of the folder.
     """
     metadata = sorted(path for name in METADATA_FILES for path in folder.rglob(name))
     if metadata:
@@ -96,7 +99,7 @@ def read_image_folder(folder: Path, columns: Mapping[str, str | list[str]]) -> C
     for image in list_images(folder):
         sidecar = image.with_suffix(".txt")
         if sidecar.is_file():
-            captions = caption_list(sidecar.read_text(encoding="utf-8", errors="replace").splitlines())
+            captions = caption_list(sidecar.read_text(encoding=ENCODING, errors="replace").splitlines())
             rows.append(
                 {"image": str(image), "captions": captions, "id": str(image.relative_to(folder).with_suffix(""))}
             )
@@ -109,7 +112,7 @@ def read_image_folder(folder: Path, columns: Mapping[str, str | list[str]]) -> C
 
 
 def _metadata_rows(folder: Path, path: Path, columns: Mapping[str, str | list[str]]) -> Iterator[dict]:
-    with path.open(encoding="utf-8", newline="") as lines:
+    with path.open(encoding=ENCODING, newline="") as lines, _table_errors(path):
         if path.suffix == ".csv":
             rows = list(csv.DictReader(lines))
         else:
@@ -124,6 +127,17 @@ def _metadata_rows(folder: Path, path: Path, columns: Mapping[str, str | list[st
         extra = {key: value for key, value in row.items() if key not in (file_name, *captions)}
         texts = [text for name in captions for text in caption_list(row.get(name))]
         yield {**extra, "image": image_path(folder, path.parent, row[file_name], path), "captions": texts}
+
+
+@contextmanager
+def _table_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except csv.Error as error:
+        raise SchemaError(
+            f"{path}: not a table that can be read ({error}). Close the quotation mark that one of its cells opens, or "
+            "fetch the file again."
+        ) from error
 
 
 def _json_line(path: Path, number: int, line: str) -> dict:
@@ -163,7 +177,7 @@ def read_json(path: Path) -> dict:
         SchemaError: it does not.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding=ENCODING))
     except ValueError as error:
         raise SchemaError(f"{path}: not a complete JSON file ({error}). Fetch it again.") from error
     if not isinstance(data, dict):
@@ -199,9 +213,15 @@ def read_coco(path: Path, image_root: Path) -> Columns:
 
 
 def read_karpathy(path: Path, image_root: Path, split: str | None = None) -> Columns:
-    """Karpathy's `dataset_coco.json` or `dataset_flickr30k.json`; several splits as `"train+restval"`.
+    """Karpathy's `dataset_coco.json` or `dataset_flickr30k.json`.
+
+    Args:
+        split: what the file calls it, or several as `"train+restval"`. COCO's `restval` is the part of its validation
+            pictures that most publications train on, too; `"train"` leaves it out. Needed where the file has pictures
+            to train on and to test with.
 
     Raises:
+        ValueError: the file has splits to choose from, and `split` is None.
         SchemaError: a key is missing, there is no such split, no picture is in `image_root`, or one is outside of it.
     """
     data = read_json(path)
@@ -223,6 +243,10 @@ def read_karpathy(path: Path, image_root: Path, split: str | None = None) -> Col
             f"{path}: not a Karpathy split file: {error!r} is missing. Expected images [{{filename, split, sentences "
             "[{raw}]}]."
         ) from error
+    if wanted is None and len(found) > 1 and not found <= {"train", "restval"}:
+        raise ValueError(
+            f"{path}: has several splits; pass split, one of {', '.join(sorted(found))}, or several (train+restval)."
+        )
     if wanted is not None and not wanted <= found:
         raise SchemaError(f"{path}: no split {', '.join(sorted(wanted - found))}; found {', '.join(sorted(found))}.")
     return _columns(_some_exist(rows, path, image_root))
@@ -257,7 +281,7 @@ def read_table(
     picture was never downloaded are left out and told to `on_missing`.
 
     Raises:
-        SchemaError: a column is missing, or no picture at all is found.
+        SchemaError: a column is missing, the table is damaged, or no picture at all is found.
     """
     known = {file.stem: str(file) for file in _image_files(image_root)}
     rows, tried = [], []
@@ -293,7 +317,7 @@ def _picture_names(number: int, identifier: str, url: str) -> list[str]:
 
 def _table_rows(path: Path, columns: Mapping[str, str | list[str]]) -> Iterator[dict | None]:
     delimiter = "," if path.suffix.lower() == ".csv" else "\t"
-    with path.open(encoding="utf-8", errors="replace", newline="") as lines:
+    with path.open(encoding=ENCODING, errors="replace", newline="") as lines, _table_errors(path):
         # Captions of tables without a header hold single quotation marks; such tables quote nothing.
         first = next(csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE), [])
         lines.seek(0)
@@ -366,13 +390,13 @@ def _sample(key: str, files: Mapping[str, bytes], columns: Mapping[str, str | li
     fields = fields if isinstance(fields, dict) else {}
     names = columns.get("captions", CAPTION_COLUMNS)
     names = [names] if isinstance(names, str) else list(names)
-    texts = [files[name].decode("utf-8", "replace") for name in names if name in files]
+    texts = [files[name].decode(ENCODING, "replace") for name in names if name in files]
     texts = texts or [text for name in names for text in caption_list(fields.get(name))]
     return {
         "image": {"bytes": files.get(extension, b""), "path": f"{shard}/{key}.{extension or '(no image)'}"},
         "captions": list(dict.fromkeys(caption_list(texts))),
         "id": str(fields.get(columns["id"], key)) if "id" in columns else key,
-        "json": files["json"].decode("utf-8", "replace") if "json" in files else None,
+        "json": files["json"].decode(ENCODING, "replace") if "json" in files else None,
     }
 
 

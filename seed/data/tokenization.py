@@ -24,7 +24,7 @@ from .images import ImageSource, InvalidImageError, list_images, load_image
 from .provenance import write_atomically
 
 # Files that hold image-text data; everything else that is named is a picture or a folder of pictures.
-DATA_SUFFIXES = (".parquet", ".tar", ".json", ".tsv", ".csv")
+DATA_SUFFIXES = (".parquet", ".tar", ".json", ".csv")
 # Pictures per part file: what a kill costs at most, against the number of files while a long run goes on.
 ROWS_PER_PART = 256
 # Of the schema's metadata: of which run the file is the result.
@@ -52,24 +52,31 @@ class PictureList(Sequence):
     Args:
         paths: images and folders of images, or image-text data (`.parquet`, `.tar`, `.json`, `.tsv`, `.csv`).
         image_root: folder that file names in image-text data are relative to; default: the folder of the data.
+        split: of image-text data, as in [`load_image_text`].
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: a folder without images; both kinds at once; image-text data without the expected columns.
+        ValueError: a folder without images; both kinds at once; image-text data without the expected columns; a split
+            that is missing or unknown.
     """
 
-    def __init__(self, paths: Sequence[str | Path], image_root: str | Path | None = None):
-        data = [path for path in paths if Path(path).suffix.lower() in DATA_SUFFIXES]
+    def __init__(self, paths: Sequence[str | Path], image_root: str | Path | None = None, split: str | None = None):
+        data = [path for path in paths if _holds_data(path)]
         if data and len(data) < len(paths):
             other = next(path for path in paths if path not in data)
             raise ValueError(f"{data[0]} holds image-text data, {other} does not; tokenise them one after the other.")
         self.has_captions = bool(data)
         if data:
-            self._rows = load_image_text(paths, image_root=image_root)
+            self._rows = load_image_text(paths, split=split, image_root=image_root)
             files = [Path(path) for path in paths]
+        elif split is not None:
+            raise ValueError(
+                f"split is {split!r}, but {paths[0]} is a picture or a folder of pictures, which has no splits; leave "
+                "split out, or name image-text data."
+            )
         else:
             self._rows = files = list_images(paths)
-        self.fingerprint = _fingerprint(files, image_root)
+        self.fingerprint = _fingerprint(files, image_root, split)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -226,9 +233,16 @@ def _printable(text: str) -> str:
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
-def _fingerprint(files: Sequence[Path], image_root: str | Path | None) -> str:
-    """Hash of names, sizes and times of files, by which a run is recognised."""
+def _holds_data(path: str | Path) -> bool:
+    suffix = Path(path).suffix.lower()
+    return suffix in DATA_SUFFIXES or suffix.startswith(".tsv")  # Unsplash's are .tsv000, .tsv001, ...
+
+
+def _fingerprint(files: Sequence[Path], image_root: str | Path | None, split: str | None) -> str:
+    """Hash of names, sizes and times of files, and what is read of them, by which a run is recognised."""
     digest = hashlib.sha256(str(image_root).encode())
+    if split is not None:
+        digest.update(f"\0{split}".encode())
     for file in files:
         state = file.stat()
         digest.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))

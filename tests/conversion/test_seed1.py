@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -295,14 +296,41 @@ def test_the_text_tokenizer_is_saved_with_its_dec_token(files, reference, tmp_pa
 
 def test_existing_output_is_kept_unless_overwritten(files, converted, tmp_path):
     output = tmp_path / "out"
-    output.mkdir()
-    (output / "mine.txt").write_text("keep me")
+    shutil.copytree(converted, output)
+    (output / "old.txt").touch()
     with pytest.raises(FileExistsError, match="--overwrite"):
         convert_seed1(**files, output=output, **HEADS)
-    assert os.listdir(output) == ["mine.txt"]
+    assert (output / "old.txt").exists()
     convert_seed1(**files, output=output, overwrite=True, **HEADS)
     assert sorted(os.listdir(output)) == sorted(os.listdir(converted))
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_only_a_seed_model_or_nothing_is_overwritten(files, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "config.json").write_text('{"model_type": "opt"}')
+    with pytest.raises(FileExistsError, match="out' holds something else than a SEED model"):
+        convert_seed1(**files, output=output, overwrite=True, **HEADS)
+    assert os.listdir(output) == ["config.json"]
+    (output / "config.json").unlink()
+    convert_seed1(**files, output=output, overwrite=True, **HEADS)
+    assert (output / "model.safetensors").exists()
+
+
+def test_overwriting_does_not_delete_what_is_converted(files, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "config.json").write_text('{"model_type": "seed"}')
+    downloaded = {name: shutil.copy(file, output / file.name) for name, file in files.items()}
+    (tmp_path / "link").symlink_to(output)
+    before = sorted(os.listdir(output))
+    for inputs in (downloaded, files | {"vit": tmp_path / "link" / files["vit"].name}):
+        with pytest.raises(ValueError, match="eva_vit_g.pth' lies in the output .*choose another output"):
+            convert_seed1(**inputs, output=output, overwrite=True, **HEADS)
+    with pytest.raises(ValueError, match="out' lies in the output"):
+        convert_seed1(**files, output=output, text_tokenizer=output, overwrite=True, **HEADS)
+    assert sorted(os.listdir(output)) == before
 
 
 def test_wrong_head_count(files, tmp_path):

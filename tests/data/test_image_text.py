@@ -321,8 +321,15 @@ def test_karpathy_splits(tmp_path):
     joined = load_image_text(path, split="train+restval")
     assert contents(joined) == {("a rose", "red thing"): "red", ("grass",): "green"}
     assert joined["id"][:] == ["45", "46"]
-    everything = load_image_text(path, streaming=True)
+    everything = load_image_text(path, split="train+restval+test", streaming=True)
     assert [example["split"] for example in everything] == ["train", "restval", "test"]
+    assert contents(load_image_text(path, split="train")) == {("a rose", "red thing"): "red"}
+    with pytest.raises(ValueError, match="several splits; pass split, one of restval, test, train"):
+        load_image_text(path)
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | {"images": data["images"][:2]}))  # all of them to train on
+    assert contents(load_image_text(path)) == contents(joined)
+    path.write_text(json.dumps(data))
     with pytest.raises(SchemaError, match="no split val; found restval, test, train"):
         load_image_text(path, split="val")
 
@@ -377,6 +384,33 @@ def test_table_without_a_url_column(tmp_path):
         load_image_text(tmp_path / "a.csv")
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    save(tmp_path / "side/red.png", "red")
+    (tmp_path / "side/red.txt").write_text("red apple", encoding="utf-8-sig")
+    assert contents(load_image_text(tmp_path / "side")) == {("red apple",): "red"}
+    files = {"metadata.csv": "file_name,text\nred.png,x\n", "metadata.jsonl": '{"file_name": "red.png", "text": "x"}'}
+    for name, text in files.items():
+        save(tmp_path / name / "red.png", "red")
+        (tmp_path / name / name).write_text(text, encoding="utf-8-sig")
+        assert contents(load_image_text(tmp_path / name)) == {("x",): "red"}
+    save(tmp_path / "0.png", "red")
+    for name, text in {"a.csv": "url,caption\nhttps://i/0,x\n", "b.tsv": "https://i/0\tx\n"}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert contents(load_image_text(tmp_path / name)) == {("x",): "red"}
+    annotations = {"images": [{"id": 1, "file_name": "0.png"}], "annotations": [{"image_id": 1, "caption": "x"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(annotations), encoding="utf-8-sig")
+    assert contents(load_image_text(tmp_path / "coco.json")) == {("x",): "red"}
+    write_shard(tmp_path / "a.tar", {"1": {"png": png("red"), "txt": "\ufeffx".encode()}})
+    assert contents(load_image_text(tmp_path / "a.tar")) == {("x",): "red"}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "metadata.csv"])
+def test_a_table_with_an_unclosed_quote_is_named(tmp_path, name):
+    (tmp_path / name).write_text('url,file_name,caption\nhttps://i/0,red.png,"x\n' + "https://i/1,1.png,y\n" * 10_000)
+    with pytest.raises(SchemaError, match=f"{name}: not a table that can be read .*Close the quotation mark"):
+        load_image_text(tmp_path if name == "metadata.csv" else tmp_path / name)
+
+
 @both_ways
 def test_broken_pictures_are_counted_and_named(tmp_path, streaming):
     good = png("red")
@@ -401,7 +435,7 @@ def test_missing_files_are_counted_too(tmp_path):
     path = write_karpathy(tmp_path)
     (tmp_path / "val2014/bb.png").unlink()
     report = SkipReport()
-    assert len(list(iter_valid(load_image_text(path), report))) == 2
+    assert len(list(iter_valid(load_image_text(path, split="train+restval+test"), report))) == 2
     assert report.listed[0][0].endswith("bb.png") and "no such file" in report.listed[0][1]
 
 

@@ -2,13 +2,16 @@
 
 import io
 import pickle
+import random
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 
+from seed.data import augmentation
+from seed.data.augmentation import MAX_SIDE, augment
 from seed.data.images import InvalidImageError, list_images, load_image
 
 
@@ -198,3 +201,27 @@ def test_list_images_expands_and_sorts(tmp_path, picture):
         list_images([tmp_path / "a.webp", tmp_path / "gone"])
     with pytest.raises(ValueError, match="no paths"):
         list_images([])
+
+
+def drawing(size):
+    """A disc with soft edges on white, of any size."""
+    image = Image.new("RGB", (size, size // 2), "white")
+    ImageDraw.Draw(image).ellipse((size // 3, size // 8, size // 3 * 2, size // 8 * 3), fill=(90, 60, 160))
+    return image.filter(ImageFilter.GaussianBlur(size / 1000))
+
+
+def test_outlines_of_large_pictures_can_be_seen():
+    for seed in range(12):  # the fourth is an outline
+        view = augment(drawing(2000), random.Random(seed))
+        assert view.size == (MAX_SIDE, MAX_SIDE // 2)
+        assert np.asarray(view.resize((192, 192), Image.Resampling.BICUBIC)).min() < 128
+
+
+@pytest.mark.parametrize("size", [64, MAX_SIDE])
+def test_views_of_small_pictures_have_their_size_and_every_pixel(size, monkeypatch):
+    """What the tiny models were trained on can be made again."""
+    picture = drawing(size)
+    views = [augment(picture, random.Random(seed)) for seed in range(12)]
+    assert {view.size for view in views} == {picture.size}
+    monkeypatch.setattr(augmentation, "MAX_SIDE", 10**9)
+    assert views == [augment(picture, random.Random(seed)) for seed in range(12)]

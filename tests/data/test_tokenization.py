@@ -175,6 +175,29 @@ def test_image_text_data_keep_ids_and_captions(tokenizer, folder, tmp_path):
         PictureList([tmp_path / "data.parquet", folder])
 
 
+def test_a_split_of_image_text_data(folder, tmp_path):
+    entries = [
+        {"filename": f"{number:02d}.png", "split": split, "sentences": [{"raw": split}]}
+        for number, split in enumerate(["train", "val", "train"])
+    ]
+    data = tmp_path / "dataset_coco.json"
+    data.write_text(json.dumps({"images": entries}))
+    with pytest.raises(ValueError, match="has several splits; pass split, one of train, val"):
+        PictureList([data], folder)
+    train, val = (PictureList([data], folder, split) for split in ("train", "val"))
+    assert [train[0].id, train[1].id, val[0].id] == ["00.png", "02.png", "01.png"] and (len(train), len(val)) == (2, 1)
+    assert train.fingerprint != val.fingerprint
+    with pytest.raises(ValueError, match="split is 'train', but .*pictures.*has no splits"):
+        PictureList([folder], split="train")
+
+
+def test_unsplash_numbers_its_tables(folder, tmp_path):
+    table = tmp_path / "photos.tsv000"
+    table.write_text("photo_id\tphoto_image_url\tphoto_description\n05\thttps://i/5\ta dog\n")
+    rows = PictureList([table], image_root=folder)
+    assert (rows[0].id, rows[0].source["path"], rows[0].captions) == ("05", str(folder / "05.png"), ["a dog"])
+
+
 def test_hash_follows_what_makes_codes_and_nothing_else(seed_repository, tokenizer):
     folder = seed_repository / "image_tokenizer"
     ours = tokenizer[0].codes_hash()
@@ -277,6 +300,11 @@ def test_drawing_goes_on_after_a_kill(codes_file, tmp_path, monkeypatch):
         drawn.clear()
         patch.setattr(detokenization, "save_image", saves_until_killed)
         draw_codes(pipeline, codes, folder, seed=6)  # a finished run's drawings are no start for another seed
+    draw_codes(pipeline, codes, tmp_path / "other", seed=6)
+    draw_codes(pipeline, codes, folder, seed=6)  # not even where that one was killed
+    for path in again:
+        other = Image.open(tmp_path / "other" / path.name)
+        assert np.abs(np.asarray(Image.open(path), int) - np.asarray(other, int)).max() <= 1
     draw_codes(pipeline, codes, folder, seed=5)
     for path, expected in zip(again, whole):
         assert np.abs(np.asarray(Image.open(path), int) - np.asarray(Image.open(expected), int)).max() <= 1
