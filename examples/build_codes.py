@@ -28,6 +28,7 @@ from seed.training.stage import open_sources
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="image-text data")
+    parser.add_argument("--split", help="of --data, where it holds several")
     parser.add_argument("--image-root", help="folder of the pictures that JSON files and tables name")
     parser.add_argument("--model", required=True, help="SEED repository or image tokenizer")
     parser.add_argument("--views", type=int, required=True, help="of each picture, the picture itself included")
@@ -45,6 +46,7 @@ def main() -> None:
     data = argparse.Namespace(
         data=[arguments.data],
         extra_data=[],
+        split=arguments.split,
         image_root=arguments.image_root,
         feature_cache=arguments.feature_cache,
         output=arguments.feature_cache,

@@ -37,6 +37,7 @@ CELL, LINE, MARGIN = 128, 18, 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of pictures and captions, or other image-text data")
+    parser.add_argument("--split", help="of --data, where it holds several")
     parser.add_argument("--output", required=True, type=Path, help="folder for the fine-tuned repository")
     parser.add_argument("--model", default=default_model(), help="SEED repository (default: seed-tiny)")
     parser.add_argument("--recipe", default=Path(__file__).parent / "recipes" / "finetune" / "tiny.yaml", type=Path)
@@ -44,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     report = SkipReport()
-    examples = list(iter_valid(load_image_text(arguments.data), report))
+    examples = list(iter_valid(load_image_text(arguments.data, split=arguments.split), report))
     print(report.summary())
     if not examples:
         raise ValueError(f"{arguments.data} has no picture with a caption.")

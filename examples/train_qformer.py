@@ -11,12 +11,10 @@ Run it again with the same arguments to resume. Several processes: `accelerate l
 
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from seed import SeedForImageTextPretraining
 from seed.training.datasets import ContrastiveCollator
 from seed.training.recipes import apply_head_settings
-from seed.training.runs import loaded_hash, process_state, vocabulary_hash
+from seed.training.runs import kept_tokenizer, loaded_hash, vocabulary_hash
 from seed.training.stage import (
     create_model,
     open_sources,
@@ -32,13 +30,8 @@ from seed.training.text_tokenizer import train_text_tokenizer
 def main() -> None:
     arguments = parse_arguments(__doc__, starts_from=None)
     recipe = read_recipe(arguments.recipe)
-    tokenizer_folder = Path(arguments.output) / "text_tokenizer"
-    with process_state().main_process_first():
-        if not tokenizer_folder.exists():
-            partial = tokenizer_folder.with_name("text_tokenizer.partial")
-            train_text_tokenizer(read_captions(arguments), recipe.data.vocab_size).save_pretrained(partial)
-            partial.rename(tokenizer_folder)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    captions = read_captions(arguments)
+    tokenizer = kept_tokenizer(Path(arguments.output), captions, recipe.data.vocab_size, train_text_tokenizer)
 
     model, processor = create_model(recipe, vocab_size=len(tokenizer))
     head = SeedForImageTextPretraining(model.config)

@@ -44,6 +44,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from seed.hardware import keep_freed_memory
+from seed.training.runs import loaded_hash, vocabulary_hash
 
 logger = logging.getLogger("train_stable_diffusion")
 
@@ -103,6 +104,11 @@ def encode_latents(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
     return tuple(moment * vae.config.scaling_factor for moment in moments)
 
 
+def encoder_of(vae: AutoencoderKL) -> dict[str, str]:
+    """What the stages after `vae` take from it: latents; its decoder goes on training."""
+    return {"VAE's encoder": loaded_hash(nn.ModuleList([vae.encoder, vae.quant_conv]))}
+
+
 def train_decoder(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Path) -> None:
     """Trains the decoder of `OUTPUT/vae` on with its encoder frozen, so that `unet` can train at the same time."""
     stage = recipe.decoder
@@ -119,7 +125,7 @@ def train_decoder(recipe: Recipe, train: Pairs, validation: Pairs | None, output
         save_atomically(half(vae).save_pretrained, output / "vae")
 
     decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder])
-    fit("decoder", decoder, loss_terms, train, stage, output, recipe.seed, on_save)
+    fit("decoder", decoder, loss_terms, train, stage, output, recipe.seed, on_save, encoder_of(vae))
 
 
 # ----------------------------------------------------------------------------------------------------- stage: text
@@ -259,7 +265,8 @@ def train_unet(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
         )  # fmt: skip
         save_atomically(pipeline.save_pretrained, output / "pipeline")
 
-    fit("unet", unet, loss_terms, train, stage, output, recipe.seed, on_save)
+    start_from = encoder_of(vae) | {"text encoder": loaded_hash(encoder), "vocabulary": vocabulary_hash(tokenizer)}
+    fit("unet", unet, loss_terms, train, stage, output, recipe.seed, on_save, start_from)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -11,15 +11,13 @@ Run it again with the same arguments to resume. The output folder holds the mode
 
 import argparse
 import math
-import os
 import shutil
 from pathlib import Path
 
-from transformers import AutoTokenizer, OPTForCausalLM, Trainer, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import OPTForCausalLM, set_seed
 
 from seed.data.provenance import replace_into
-from seed.training.runs import check_run, file_hash, recipe_values, vocabulary_hash
+from seed.training.runs import check_run, file_hash, kept_tokenizer, last_checkpoint, recipe_values, vocabulary_hash
 from seed.training.text_model import (
     TextBlocks,
     TextModelRecipe,
@@ -28,7 +26,7 @@ from seed.training.text_model import (
     text_model_config,
     train_byte_level_tokenizer,
 )
-from seed.training.trainer import training_arguments
+from seed.training.trainer import FiniteTrainer, training_arguments
 
 
 def main() -> None:
@@ -42,7 +40,7 @@ def main() -> None:
     recipe = load_text_model_recipe(args.recipe)
     seed = recipe.training.get("seed", 42)
     texts = read_mixture(args.data, recipe.weights, seed)
-    tokenizer = open_tokenizer(args.output / "text_tokenizer", texts, recipe.vocab_size)
+    tokenizer = kept_tokenizer(args.output, texts, recipe.vocab_size, train_byte_level_tokenizer)
     blocks = TextBlocks(texts, tokenizer, recipe.block_length)
     print(f"{len(texts)} documents, {blocks.blocks.size} tokens in {len(blocks)} blocks")
     set_seed(seed)
@@ -50,16 +48,6 @@ def main() -> None:
     run = recipe_values(recipe) | {"data": file_hash(args.data), "text vocabulary": vocabulary_hash(tokenizer)}
     train(model, blocks, recipe, run, args.output, args.max_steps)
     save(model, tokenizer, args)
-
-
-def open_tokenizer(folder: Path, texts: list[str], vocab_size: int):
-    """The tokenizer of an earlier start of this run, or a new one: equally frequent pieces fall out differently."""
-    if not (folder / "tokenizer.json").is_file():
-        partial = folder.with_name(f"{folder.name}.part")
-        train_byte_level_tokenizer(texts, vocab_size).save_pretrained(partial)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def train(
@@ -73,6 +61,7 @@ def train(
 
     Raises:
         ValueError: the checkpoints there are of a run with another recipe, other data or another tokenizer.
+        TrainingDivergedError: a loss or weight is not finite; the last good checkpoint is kept.
     """
     checkpoints = output / "checkpoints"
     options = training_arguments(checkpoints, recipe.training)
@@ -80,9 +69,9 @@ def train(
     options.max_steps = max_steps or math.ceil(recipe.epochs * len(blocks) / batch)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters / 1e6:.2f}M parameters, {options.max_steps} steps of {batch} blocks")
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    last = last_checkpoint(checkpoints)
     check_run(output, run, last)
-    Trainer(model=model, args=options, train_dataset=blocks).train(resume_from_checkpoint=last)
+    FiniteTrainer(model=model, args=options, train_dataset=blocks).train(resume_from_checkpoint=last)
 
 
 def save(model, tokenizer, args: argparse.Namespace) -> None:

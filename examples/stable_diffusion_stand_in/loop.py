@@ -31,11 +31,15 @@ def fit(
     output: Path,
     seed: int,
     on_save: Callable[[int], None],
+    start_from: dict[str, str] | None = None,
 ) -> None:
     """Trains `model` on `loss_terms(rows)["loss"]`, `rows` being the indices of a batch; leaves its EMA in `model`.
 
-    Every `save_every` steps the state is written to one file, and `on_save(step)` is called with the EMA in place. A
-    run that finds such a file goes on from there.
+    Every `save_every` steps `on_save(step)` is called with the EMA in place, and then the state is written to one file:
+    a run that finds such a file goes on from there, so what a kill cuts short is made again.
+
+    Args:
+        start_from: hashes of what earlier stages made and this one trains on, by its name.
 
     Raises:
         ValueError: the file is of another run.
@@ -49,15 +53,15 @@ def fit(
     checkpoint = output / f"{name}.checkpoint.safetensors"
     # A run may be made longer; all else is what makes it the run that it is.
     run = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in ("steps", "save_every")}
-    run |= {"data": train.hash, "seed": seed}
+    run |= {"data": train.hash, "seed": seed} | (start_from or {})
     start = load_checkpoint(checkpoint, run, parameters, average, optimizer) if checkpoint.exists() else 0
 
     def finish(step):
-        save_checkpoint(checkpoint, step, run, parameters, average, optimizer)
         with swapped(parameters, average):
             model.eval()
             on_save(step)
             model.train()
+        save_checkpoint(checkpoint, step, run, parameters, average, optimizer)
 
     bfloat16 = has_fast_bfloat16()
     model.train()

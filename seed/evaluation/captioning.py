@@ -16,7 +16,7 @@ from .language_model import EvaluatedLanguageModel, settings_of
 from .metrics import bootstrap_interval
 from .pictures import Picture, PictureSet, distinct_texts, text_key
 from .report import format_table, provenance, write_json, write_parquet
-from .scores import choose, interval_text, others, score_captions
+from .scores import choose, interval_text, load_metrics, others, score_captions
 from .sheets import SheetCell, save_sheet, sheet_rows
 
 LANGUAGE_MODEL, RETRIEVAL, SHUFFLED = "language model", "nearest training name", "shuffled"
@@ -78,6 +78,7 @@ def evaluate_captions(
     Raises:
         ValueError: pictures of one name only, which leave nothing to shuffle.
     """
+    load_metrics("coco_captions", "name_accuracy")
     rows = choose(len(pictures.dataset), limit, model.seed)
     retrieval = NearestName(model, training_names(train_pictures)) if train_pictures else None
     found, captions, codes = _caption(pictures, rows, model, retrieval, batch_size)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..command_line import add_judged_drawing_options, choose_device, noise_seed, positive
+from ..command_line import add_judged_drawing_options, add_picture_options, choose_device, noise_seed, positive
 from .language_command import add_language_tasks
 
 
@@ -74,8 +74,7 @@ def _add_common(parser: argparse.ArgumentParser, batch_size: int) -> None:
     parser.add_argument("--model", help="folder or Hub id of a SEED repository (default: seed-tiny)")
     parser.add_argument("--data", required=True, metavar="PATH_OR_ID", help="pictures and captions, see seed.data")
     parser.add_argument("--split", help="of --data")
-    parser.add_argument("--format", help="of --data, where it cannot be told from the name (coco, karpathy, ...)")
-    parser.add_argument("--image-root", metavar="DIR", help="folder of the pictures that --data names")
+    add_picture_options(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for metrics and predictions")
     parser.add_argument("--batch-size", type=positive, default=batch_size)
     parser.add_argument("--device", help="default: the GPU if there is one")
@@ -88,16 +87,32 @@ def _integers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers like 1,2,4") from error
 
 
-def run_retrieval(args: argparse.Namespace) -> int:
+def picture_set(args: argparse.Namespace, split: str | None):
+    """A split of `--data`."""
     from .pictures import PictureSet
+
+    return PictureSet(args.data, split, args.format, args.image_root)
+
+
+def training_pictures(args: argparse.Namespace):
+    """What `--train-data` names, None where it was not given."""
+    from .pictures import PictureSet
+
+    if not args.train_data:
+        return None
+    same = args.format if args.train_data == args.data else None
+    return PictureSet(args.train_data, args.train_split, same, args.image_root)
+
+
+def run_retrieval(args: argparse.Namespace) -> int:
     from .retrieval import evaluate_retrieval
 
     evaluate_retrieval(
-        PictureSet(args.data, args.split, args.format, args.image_root),
+        picture_set(args, args.split),
         args.output,
         model_name(args),
         bidirectional=args.bidirectional,
-        train_pictures=PictureSet(args.train_data, args.train_split) if args.train_data else None,
+        train_pictures=training_pictures(args),
         texts=args.texts,
         batch_size=args.batch_size,
         device=default_device(args),
@@ -107,12 +122,11 @@ def run_retrieval(args: argparse.Namespace) -> int:
 
 def run_reconstruction(args: argparse.Namespace) -> int:
     from .judge import load_judge
-    from .pictures import PictureSet
     from .reconstruction import Drawer, evaluate_reconstruction
 
     device = default_device(args)
     judge = load_judge(args.judge, device)
-    pictures = PictureSet(args.data, args.split, args.format, args.image_root)
+    pictures = picture_set(args, args.split)
     drawer = Drawer(model_name(args), args.decoder, args.num_inference_steps, args.guidance_scale, args.seed, device)
     evaluate_reconstruction(pictures, args.output, drawer, judge, args.limit, args.prefix_lengths, args.batch_size)
     return 0
@@ -141,4 +155,13 @@ def default_device(args: argparse.Namespace) -> str:
     return str(choose_device(args.device))
 
 
-__all__ = ["default_device", "model_name", "register", "run_reconstruction", "run_retrieval", "run_text"]
+__all__ = [
+    "default_device",
+    "model_name",
+    "picture_set",
+    "register",
+    "run_reconstruction",
+    "run_retrieval",
+    "run_text",
+    "training_pictures",
+]

@@ -24,7 +24,7 @@ from .metrics import retrieval_ranks, top_candidates
 from .pictures import Picture, PictureSet, distinct_texts, text_key
 from .reconstruction import Drawer, JudgedDrawings, score_drawings
 from .report import format_table, provenance, write_json, write_parquet
-from .scores import choose, interval_text, load_metric
+from .scores import choose, interval_text, load_metric, load_metrics
 from .sheets import SheetCell, save_sheet, sheet_rows
 
 LANGUAGE_MODEL, UPPER = "language model", "Stable Diffusion from the prompt"
@@ -197,6 +197,7 @@ def evaluate_drawings(
     Raises:
         ValueError: fewer than two names, which leave nothing to shuffle.
     """
+    load_metrics("drawing_similarity")
     judged_sets = [judge_pictures(each, judge, batch_size, cache) for each in (pictures, *further_pictures)]
     training = judge_pictures(train_pictures, judge, batch_size, cache) if train_pictures else None
     everything = [*judged_sets, *([training] if training else [])]

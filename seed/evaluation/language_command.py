@@ -2,7 +2,7 @@
 
 import argparse
 
-from ..command_line import add_judged_drawing_options, noise_seed, positive
+from ..command_line import add_judged_drawing_options, add_picture_options, noise_seed, positive
 from .decoding import LENGTH_PENALTY, NUM_BEAMS
 
 
@@ -21,8 +21,7 @@ def _add_caption(tasks) -> None:
         "--output.",
     )
     _add_common(parser, "pictures and captions, see seed.data", batch_size=32)
-    parser.add_argument("--format", help="of --data, where it cannot be told from the name (coco, karpathy, ...)")
-    parser.add_argument("--image-root", metavar="DIR", help="folder of the pictures that --data names")
+    add_picture_options(parser)
     _add_beams(parser)
     parser.add_argument(
         "--references", choices=["captions", "names"], default="captions", help="what COCO's metrics compare with"
@@ -59,6 +58,7 @@ def _add_draw(tasks) -> None:
         description="Prints similarities and writes draw.json, the predictions and a sheet of 64 drawings to --output.",
     )
     _add_common(parser, "pictures whose names are drawn, see seed.data", batch_size=16)
+    add_picture_options(parser)
     parser.add_argument(
         "--also-real", nargs="*", default=[], metavar="SPLIT", help="splits of --data that hold more real pictures"
     )
@@ -89,13 +89,13 @@ def _add_common(parser: argparse.ArgumentParser, data: str, batch_size: int) -> 
 
 def run_caption(args: argparse.Namespace) -> int:
     from .captioning import evaluate_captions
-    from .pictures import PictureSet
+    from .command import picture_set, training_pictures
 
     evaluate_captions(
-        PictureSet(args.data, args.split, args.format, args.image_root),
+        picture_set(args, args.split),
         args.output,
         _language_model(args, num_beams=args.num_beams, length_penalty=args.length_penalty),
-        train_pictures=PictureSet(args.train_data, args.train_split) if args.train_data else None,
+        train_pictures=training_pictures(args),
         references=args.references,
         limit=args.limit,
         batch_size=args.batch_size,
@@ -119,10 +119,9 @@ def run_vqa(args: argparse.Namespace) -> int:
 
 
 def run_draw(args: argparse.Namespace) -> int:
-    from .command import default_device
+    from .command import default_device, picture_set, training_pictures
     from .drawing import evaluate_drawings
     from .judge import load_judge
-    from .pictures import PictureSet
     from .reconstruction import Drawer
 
     model = _language_model(
@@ -130,13 +129,13 @@ def run_draw(args: argparse.Namespace) -> int:
     )
     device = default_device(args)
     evaluate_drawings(
-        PictureSet(args.data, args.split),
+        picture_set(args, args.split),
         args.output,
         model,
         Drawer(model.name, args.decoder, args.num_inference_steps, args.guidance_scale, args.seed, device),
         load_judge(args.judge, device),
-        train_pictures=PictureSet(args.train_data, args.train_split) if args.train_data else None,
-        further_pictures=[PictureSet(args.data, split) for split in args.also_real],
+        train_pictures=training_pictures(args),
+        further_pictures=[picture_set(args, split) for split in args.also_real],
         limit=args.limit,
         batch_size=args.batch_size,
         cache=args.judge_cache,

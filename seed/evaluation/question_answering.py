@@ -19,7 +19,7 @@ from .language_model import EvaluatedLanguageModel, settings_of
 from .metrics import bootstrap_interval
 from .pictures import text_key
 from .report import format_table, provenance, write_json, write_parquet
-from .scores import choose, interval_text, load_metric, others
+from .scores import choose, interval_text, load_metric, load_metrics, others
 
 LANGUAGE_MODEL, BLIND = "language model", "codes of another picture"
 QUESTION_ONLY, MAJORITY = "most frequent answer to the question", "majority answer"
@@ -81,6 +81,7 @@ def evaluate_questions(
     Raises:
         ValueError: codes of another image tokenizer; pictures that all have the same codes; none that can be opened.
     """
+    load_metrics("vqa_accuracy", "gqa_accuracy")
     chosen = [questions.questions[i] for i in choose(len(questions.questions), limit, model.seed)]
     wanted = sorted({row["picture"] for row in chosen})
     used, codes = _codes(questions, wanted, model, batch_size)

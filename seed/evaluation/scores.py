@@ -29,6 +29,12 @@ def load_metric(name: str):
         ) from error
 
 
+def load_metrics(*names: str) -> None:
+    """Loads metrics before the work whose results they score, which would be lost where one cannot be loaded."""
+    for name in names:
+        load_metric(name)
+
+
 def score_captions(captions: Sequence[str], references: list[list[str]], names: list[list[str]], seed: int) -> dict:
     """
     COCO's metrics and exact-name accuracy of one caption a picture.
@@ -83,4 +89,4 @@ def others(keys: Sequence, seed: int) -> np.ndarray:
     return chosen
 
 
-__all__ = ["choose", "interval_text", "load_metric", "mean_interval", "others", "score_captions"]
+__all__ = ["choose", "interval_text", "load_metric", "load_metrics", "mean_interval", "others", "score_captions"]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peft import PeftModel
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.provenance import replace_into
 from ..modeling_seed_language import SeedLanguageModelMixin
@@ -15,7 +14,7 @@ from ..repository_seed import DECODER_FOLDER, IMAGE_TOKENIZER_FOLDER, point_to
 from .language_examples import LanguageDataset, LanguageFile, LanguageRecipe
 from .lora import merge, save_adapter
 from .packing import PackingCollator
-from .runs import check_run, file_hash, loaded_hash, process_state, recipe_values
+from .runs import check_run, file_hash, last_checkpoint, loaded_hash, process_state, recipe_values
 from .trainer import RunTrainer, training_arguments
 
 
@@ -61,7 +60,7 @@ def run_language_stage(
             "frozen ones, and checkpoints hold the adapter alone. Several GPUs: DDP only (accelerate launch "
             "--multi_gpu)."
         )
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    last = last_checkpoint(checkpoints)
     check_run(Path(output), _fingerprint(recipe, model, files), last)
     trainer.train(resume_from_checkpoint=last)
 

@@ -9,6 +9,7 @@ import yaml
 from transformers import TrainingArguments
 
 from ..configuration_seed import SeedConfig, SeedQFormerConfig
+from ..image_processing_seed import SeedImageProcessorPil
 
 T = TypeVar("T")
 
@@ -72,6 +73,7 @@ def load_recipe(path: str | Path) -> StageRecipe:
     values["data"] = build_recipe(DataRecipe, values.get("data", {}), f"{path}: data")
     recipe = build_recipe(StageRecipe, values, str(path))
     check_recipe_keys(recipe.model, SeedConfig, f"{path}: model")
+    _check_keys(recipe.image_processor, _processor_settings(), f"{path}: image_processor")
     for part in ("qformer_config", "reverse_qformer_config"):
         check_recipe_keys(recipe.model.get(part, {}), SeedQFormerConfig, f"{path}: model.{part}")
     check_recipe_keys(recipe.training, TrainingArguments, f"{path}: training")
@@ -102,10 +104,18 @@ def check_recipe_keys(values: dict[str, Any], cls: type, where: str) -> None:
     Raises:
         ValueError: a key is no field of the dataclass `cls`; the message begins with `where`.
     """
-    known = sorted(item.name for item in dataclasses.fields(cls))
-    unknown = sorted(values.keys() - set(known))
+    _check_keys(values, {item.name for item in dataclasses.fields(cls)}, where)
+
+
+def _check_keys(values: dict[str, Any], known: set[str], where: str) -> None:
+    unknown = sorted(values.keys() - known)
     if unknown:
-        raise ValueError(f"Unknown key {unknown[0]!r} in the recipe {where}; expected some of {known}.")
+        raise ValueError(f"Unknown key {unknown[0]!r} in the recipe {where}; expected some of {sorted(known)}.")
+
+
+def _processor_settings() -> set[str]:
+    """What an image processor can be told, which takes any other word in silence."""
+    return {name for name in SeedImageProcessorPil.valid_kwargs.__annotations__ if hasattr(SeedImageProcessorPil, name)}
 
 
 def build_recipe(cls: type[T], values: dict[str, Any], where: str) -> T:

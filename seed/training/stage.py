@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModel, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..configuration_seed import SeedConfig
 from ..conversion.efficientnet_lite import IMAGE_MEAN, IMAGE_STD, load_efficientnet_lite0
 from ..data.augmentation import augment
 from ..data.image_text import SkipReport, load_image_text
+from ..data.image_text_sources import caption_list
 from ..data.images import InvalidImageError, load_image
 from ..data.provenance import preprocessing_hash, replace_into, write_atomically
 from ..hardware import keep_freed_memory
@@ -24,7 +24,7 @@ from ..modeling_seed import SeedModel
 from .datasets import PictureSource, RunDataset
 from .feature_cache import build_feature_cache
 from .recipes import StageRecipe, load_recipe
-from .runs import check_run, process_state, recipe_values
+from .runs import check_run, last_checkpoint, process_state, recipe_values
 from .text_features import TextFeatures
 from .trainer import SeedTrainer, training_arguments
 
@@ -42,6 +42,7 @@ def parse_arguments(
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="YAML file, see examples/recipes")
     parser.add_argument("--data", required=True, action="append", help="image-text data; may be repeated")
+    parser.add_argument("--split", help="of --data, where they hold several")
     parser.add_argument("--extra-data", action="append", default=[], help="more of it, with fewer views per picture")
     parser.add_argument("--output", required=True, help="folder for the trained model and its checkpoints")
     parser.add_argument("--image-root", help="folder of the pictures that JSON files and tables name")
@@ -98,10 +99,9 @@ def make_image_processor(recipe: StageRecipe) -> SeedImageProcessorPil:
 
 def read_captions(arguments: argparse.Namespace) -> list[str]:
     """All captions of `--data` and `--extra-data`, to train a text tokenizer on."""
-    datasets = [
-        load_image_text(path, image_root=arguments.image_root) for path in [*arguments.data, *arguments.extra_data]
-    ]
-    return [caption for dataset in datasets for captions in dataset["captions"] for caption in captions]
+    named = [(path, arguments.split) for path in arguments.data] + [(path, None) for path in arguments.extra_data]
+    datasets = [load_image_text(path, split=split, image_root=arguments.image_root) for path, split in named]
+    return [caption for dataset in datasets for captions in dataset["captions"] for caption in caption_list(captions)]
 
 
 def open_sources(
@@ -109,10 +109,10 @@ def open_sources(
 ) -> list[PictureSource]:
     """Opens `--data` and `--extra-data`, and their feature caches where `--feature-cache` asks for them."""
     sources = []
-    named = [(path, recipe.data.views) for path in arguments.data]
-    named += [(path, recipe.data.extra_views) for path in arguments.extra_data]
-    for number, (path, views) in enumerate(named):
-        dataset = load_image_text(path, image_root=arguments.image_root)
+    named = [(path, arguments.split, recipe.data.views) for path in arguments.data]
+    named += [(path, None, recipe.data.extra_views) for path in arguments.extra_data]
+    for number, (path, split, views) in enumerate(named):
+        dataset = load_image_text(path, split=split, image_root=arguments.image_root)
         identity = _identity(dataset)
         memory = Path(arguments.output) / f"usable_rows-{number}.json"
         dataset = dataset.select(_usable_rows_once(dataset, identity, memory))
@@ -131,11 +131,20 @@ def open_sources(
 
 
 def _identity(dataset) -> str:
-    """Hash of what tells data sets apart without opening a picture: the captions, and ids where there are any."""
+    """
+    Hash of what tells data sets apart without reading all of their pictures: the captions, ids where there are any, and
+    the bytes of a thousand pictures, so that others, or the same in another size, are noticed.
+    """
     names = [name for name in ("id", "captions") if name in dataset.column_names]
     digest = hashlib.sha256()
     for values in zip(*(dataset[name] for name in names)):
         digest.update(json.dumps(values).encode())
+    for row in range(0, len(dataset), max(1, len(dataset) // 1000)):
+        image = dataset[row]["image"]
+        content = image.get("bytes")
+        if content is None and Path(image.get("path") or "").is_file():
+            content = Path(image["path"]).read_bytes()
+        digest.update(hashlib.sha256(content or b"").digest())  # broken ones are left out later
     return digest.hexdigest()
 
 
@@ -225,7 +234,7 @@ def run_stage(
     trainer = SeedTrainer(
         model=head, args=options, train_dataset=dataset, data_collator=collator, text_features=text_features
     )
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    last = last_checkpoint(checkpoints)
     data = [[source.identity, source.cache.views if source.cache else None] for source in sources]
     start = start | {"image processor": preprocessing_hash(collator.image_processor)}
     check_run(Path(arguments.output), recipe_values(recipe) | start | {"data": data}, last)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..hardware import has_fast_bfloat16, keep_freed_memory
 from ..quantization_seed import codebook_usage
+from .runs import last_checkpoint
 
 
 def training_arguments(output: str | Path, training: dict[str, Any], **settings) -> TrainingArguments:
@@ -36,17 +36,11 @@ class TrainingDivergedError(RuntimeError):
     """A loss or weight is not finite. Nothing was saved since the checkpoint that the message names."""
 
 
-class RunTrainer(Trainer):
+class FiniteTrainer(Trainer):
     """
-    A `Trainer` for data sets that are functions of the position: they shuffle, so the order here is the data's own, and
-    a resumed run repeats and loses nothing.
-
-    It stops with [`TrainingDivergedError`] before a loss that is not finite reaches the weights, and before weights
-    that are not finite reach a checkpoint.
+    A `Trainer` that stops with [`TrainingDivergedError`] before a loss that is not finite reaches the weights, and
+    before weights that are not finite reach a checkpoint.
     """
-
-    def _get_train_sampler(self, train_dataset=None) -> SequentialSampler:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -69,7 +63,7 @@ class RunTrainer(Trainer):
                 self._stop(f"The weight {name} is not finite")
 
     def _stop(self, reason: str) -> None:
-        last = get_last_checkpoint(self.args.output_dir)
+        last = last_checkpoint(self.args.output_dir)
         kept = f"The last good checkpoint is {last}; the same command goes on from there." if last else (
             "There is no checkpoint yet."
         )  # fmt: skip
@@ -77,6 +71,16 @@ class RunTrainer(Trainer):
             f"{reason} at step {self.state.global_step + 1}, so training has stopped. {kept} Lower the learning rate, "
             "lengthen the warm-up or compute in float32, or it will happen again."
         )
+
+
+class RunTrainer(FiniteTrainer):
+    """
+    A `FiniteTrainer` for data sets that are functions of the position: they shuffle, so the order here is the data's
+    own, and a resumed run repeats and loses nothing.
+    """
+
+    def _get_train_sampler(self, train_dataset=None) -> SequentialSampler:
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
 
 class SeedTrainer(RunTrainer):

@@ -354,3 +354,38 @@ def test_bad_options_say_what_to_do(repository, seed_repository, emoji, tmp_path
     (tmp_path / "moved" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="trained with the image tokenizer 000000000000"):
         args.func(args)
+
+
+def test_a_metric_that_cannot_be_loaded_is_named_before_the_work(repository, emoji, tmp_path, monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError(f"The metric {name} cannot be loaded")
+
+    monkeypatch.setattr("seed.evaluation.scores.load_metric", missing)
+    monkeypatch.setattr("seed.evaluation.captioning._caption", lambda *_: pytest.fail("captioned in vain"))
+    monkeypatch.setattr("seed.evaluation.question_answering._answer", lambda *_: pytest.fail("answered in vain"))
+    monkeypatch.setattr("seed.evaluation.drawing._draw", lambda *_: pytest.fail("drew in vain"))
+    write_questions(questions_of(pictures(2, seed=6), [["?"]] * 4), tmp_path / "asked.parquet")
+    for task, data in (("caption", emoji / "test.parquet"), ("vqa", tmp_path / "asked.parquet"), ("draw", emoji)):
+        options = ["--split", "test"] if task == "draw" else []
+        args = run(task, "--model", repository, "--data", data, *options, "--output", tmp_path / "out")
+        with pytest.raises(ModuleNotFoundError, match="cannot be loaded"):
+            args.func(args)
+
+
+def test_training_pictures_are_read_as_the_data_are(repository, tmp_path, monkeypatch):
+    """A Karpathy file beside its pictures' folder: what tells where they are is for both of its splits."""
+    (tmp_path / "pictures").mkdir()
+    entries = []
+    for number, (name, image) in enumerate(zip(NAMES, pictures(6, seed=6))):
+        image.save(tmp_path / "pictures" / f"{number}.png")
+        split = "train" if number < 3 else "test"
+        sentences = [{"raw": name}]
+        entries.append({"filename": f"{number}.png", "filepath": "", "split": split, "sentences": sentences})
+    (tmp_path / "data.json").write_text(json.dumps({"images": entries}))
+    monkeypatch.setenv("PATH", "")
+    options = ["--format", "karpathy", "--image-root", tmp_path / "pictures", "--split", "test"]
+    options += ["--train-data", tmp_path / "data.json", "--train-split", "train"]
+    report, rows = evaluate(
+        "caption", tmp_path / "out", "--model", repository, "--data", tmp_path / "data.json", *options
+    )
+    assert len(rows) == 3 and report["names_to_choose_from"] == 3

@@ -49,7 +49,7 @@ def test_efficientnet_judge_holds_the_trained_weights():
 
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"seed-vision\[eval\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"seed-vision\[eval\]"):
         EfficientNetJudge()
 
 

@@ -52,6 +52,7 @@ def run_and_resume(work: Path, repository: Path, stage: str, model: Path) -> Pat
     whole, resumed = work / stage, work / f"{stage}-resumed"
     run_script("train_language.py", *arguments(work, repository, stage, model, whole))
     shutil.copytree(whole / "checkpoints" / "checkpoint-2", resumed / "checkpoints" / "checkpoint-2")
+    (resumed / "checkpoints" / "checkpoint-3").mkdir()  # what a kill leaves of one
     run_script("train_language.py", *arguments(work, repository, stage, model, resumed))
     assert losses(whole) == losses(resumed) and len(losses(whole)) == 4
     expected, found = (load_file(folder / "model.safetensors") for folder in (whole, resumed))

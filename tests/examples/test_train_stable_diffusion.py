@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ import torch
 import yaml
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from toy_pictures import png
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +87,32 @@ def test_a_resumed_run_repeats_the_unbroken_one(script, data, trained, tmp_path)
         assert unbroken.keys() == resumed.keys()
         for key, value in unbroken.items():
             torch.testing.assert_close(resumed[key], value, rtol=0, atol=0, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def test_an_export_cut_short_is_made_again(script, data, tmp_path, monkeypatch):
+    command = ["--recipe", str(SMOKE), "--data", str(data), "--output", str(tmp_path), "--stage", "vae"]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as while_it_exports, pytest.raises(KeyboardInterrupt):
+        while_it_exports.setattr(script, "save_atomically", killed)
+        script.main(command)
+    assert not (tmp_path / "vae").exists()
+    script.main(command)
+    assert (tmp_path / "vae" / "config.json").is_file()
+
+
+def test_what_trained_on_another_vae_is_refused(script, data, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    weights = tmp_path / "run" / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["quant_conv.weight"] += 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    command = ["--recipe", str(SMOKE), "--data", str(data), "--output", str(tmp_path / "run")]
+    for stage in ("decoder", "unet"):
+        with pytest.raises(ValueError, match=f"{stage}.checkpoint.safetensors is of another run.*VAE's encoder"):
+            script.main([*command, "--stage", stage])
 
 
 @pytest.mark.parametrize("differing", ["learning_rate", "data"])

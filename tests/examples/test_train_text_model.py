@@ -1,5 +1,6 @@
 """A tiny OPT trained on a toy corpus by the script: run, resume with the same loss curve, load with Auto classes."""
 
+import functools
 import json
 import shutil
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTForCausalLM
 
 from seed.training.text_model import TextBlocks, load_text_model_recipe, read_mixture, train_byte_level_tokenizer
+from seed.training.trainer import TrainingDivergedError
 
 RECIPES = EXAMPLES / "recipes" / "text_model"
 TEXTS = ["apple: a round fruit.", "A photo of red apple", "pear: a green fruit.", "The house of the king."]
@@ -36,6 +38,7 @@ def test_it_trains_resumes_and_loads(corpus, tmp_path):
     arguments = ("--recipe", RECIPES / "smoke.yaml", "--data", corpus, "--max-steps", 4)
     run_script("train_text_model.py", *arguments, "--output", whole)
     shutil.copytree(whole / "checkpoints" / "checkpoint-2", resumed / "checkpoints" / "checkpoint-2")
+    (resumed / "checkpoints" / "checkpoint-3").mkdir()  # what a kill leaves of one
     shutil.copytree(whole / "text_tokenizer", resumed / "text_tokenizer")
     run_script("train_text_model.py", *arguments, "--output", resumed)
     assert losses(whole) == losses(resumed) and len(losses(whole)) == 4
@@ -72,6 +75,26 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(corpus, tmp_path):
     pq.write_table(pa.Table.from_pylist([{"text": text, "source": "wordnet"} for text in TEXTS]), corpus)
     with pytest.raises(ValueError, match="checkpoint-3 is of another run: it differs in data. "):
         run()
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(corpus, tmp_path, monkeypatch):
+    forward, calls = OPTForCausalLM.forward, []
+
+    @functools.wraps(forward)  # Trainer reads the signature
+    def diverging(self, *args, **kwargs):
+        outputs = forward(self, *args, **kwargs)
+        calls.append(None)
+        if len(calls) == 4:
+            outputs["loss"] = outputs["loss"] * float("nan")
+        return outputs
+
+    monkeypatch.setattr(OPTForCausalLM, "forward", diverging)
+    output = tmp_path / "out"
+    with pytest.raises(TrainingDivergedError, match="The loss is nan at step 4, .*checkpoint-2"):
+        run_script("train_text_model.py", "--recipe", RECIPES / "smoke.yaml", "--data", corpus, "--max-steps", 6,
+                   "--output", output)  # fmt: skip
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["checkpoint-2"]
+    assert not (output / "model.safetensors").exists()
 
 
 def test_the_tokenizer_writes_any_text():

@@ -65,6 +65,7 @@ def run_and_resume(work: Path, script: str, stage: str, *extra: object) -> Path:
     whole, resumed = work / stage, work / f"{stage}-resumed"
     run_script(script, "--recipe", recipe, *data, "--output", whole, *extra)
     shutil.copytree(whole / "checkpoints" / "checkpoint-2", resumed / "checkpoints" / "checkpoint-2")
+    (resumed / "checkpoints" / "checkpoint-3").mkdir()  # what a kill leaves of one
     if (whole / "text_tokenizer").exists():
         shutil.copytree(whole / "text_tokenizer", resumed / "text_tokenizer")
     run_script(script, "--recipe", recipe, *data, "--output", resumed, *extra)

@@ -104,7 +104,8 @@ def test_a_run_that_resumes_does_not_open_every_picture_again(tmp_path, monkeypa
 
     PICTURES[0].save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
-    rows = {"image": [str(tmp_path / "a.png"), str(tmp_path / "b.png")], "captions": [["a"], ["b"]], "id": ["a", "b"]}
+    images = [{"bytes": None, "path": str(tmp_path / name)} for name in ("a.png", "b.png")]
+    rows = {"image": images, "captions": [["a"], ["b"]], "id": ["a", "b"]}
     dataset, memory = Dataset.from_dict(rows), tmp_path / "run" / "usable_rows.json"
     assert stage._usable_rows_once(dataset, stage._identity(dataset), memory) == [0]
     monkeypatch.setattr(stage, "load_image", lambda source: pytest.fail("opened again"))
@@ -112,3 +113,6 @@ def test_a_run_that_resumes_does_not_open_every_picture_again(tmp_path, monkeypa
     monkeypatch.setattr(stage, "load_image", lambda source: PICTURES[0])
     other = dataset.remove_columns("id").add_column("id", ["a", "c"])
     assert stage._usable_rows_once(other, stage._identity(other), memory) == [0, 1]
+    before = stage._identity(dataset)
+    PICTURES[1].save(tmp_path / "b.png")
+    assert stage._identity(dataset) != before, "the same names and captions, another picture"

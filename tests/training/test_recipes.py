@@ -38,6 +38,7 @@ def test_the_paper_recipe_of_stage_two_switches_our_additions_off(config):
     [
         ("epochs: 1\ntraining: {}\nepoch: 2\n", "Unknown key 'epoch'.*expected some of.*'epochs'"),
         ("epochs: 1\ntraining: {}\ndata: {view: 3}\n", "Unknown key 'view'.*'views'"),
+        ("epochs: 1\ntraining: {}\nimage_processor: {sizee: 3}\n", "Unknown key 'sizee'.*image_processor.*'size'"),
         ("training: {}\n", "lacks the key 'epochs'"),
         ("- 1\n", "not a mapping"),
     ],
