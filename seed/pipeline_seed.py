@@ -168,7 +168,8 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
         Args:
             pretrained_model_name_or_path: a local folder or a Hub id; also the image tokenizer's own, if `decoder` is
                 given.
-            decoder: a Stable Diffusion 1.x repository or folder to use instead of the one that is named there.
+            decoder: a Stable Diffusion 1.x repository or folder to use instead of the one that is named there; a folder
+                that exists is that folder, also where the repository has one of its name.
             image_tokenizer: an already loaded [`SeedModel`], to share it.
             language_model: True loads the repository's language model and processor, too; or an already loaded one.
             processor: an already loaded [`SeedProcessor`], to share it.
