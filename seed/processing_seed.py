@@ -2,19 +2,25 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
 from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
 from .chat_templates_seed import INSTRUCTION_CHAT_TEMPLATE, QUESTION_CHAT_TEMPLATE
 from .image_inputs_seed import check_placeholders, flatten_codes, flatten_images, id_rows, images_as_bytes
 from .modeling_seed import SeedModel
-from .repository_seed import DECODER_PARTS, IMAGE_TOKENIZER_FOLDER, fetch, follow_pointer, point_to, read_settings
+from .repository_seed import (
+    DECODER_PARTS,
+    IMAGE_TOKENIZER_FOLDER,
+    fetch,
+    follow_pointer,
+    point_to,
+    push_folder,
+    read_settings,
+)
 from .sequences_seed import IMAGE_PLACEHOLDER, SeedSequencesMixin
 
 BOI_TOKEN, EOI_TOKEN, CODE_TOKEN = "<img>", "</img>", "<img_{:05d}>"
@@ -179,39 +185,20 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         partial.rename(root / part)
         return part
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        commit_message: str = "Upload SeedProcessor",
-        commit_description: str | None = None,
-        private: bool | None = None,
-        token: bool | str | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-    ) -> str:
+    def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload SeedProcessor", **options) -> str:
         """
         Uploads the processor, and with it the image tokenizer and the decoder if they lie in local folders;
-        `model.push_to_hub` into the same repository makes it complete. Arguments as in transformers, but for
-        `max_shard_size` and `tags`, which are the model's.
+        `model.push_to_hub` into the same repository makes it complete.
+
+        Args:
+            options: `commit_description`, `private`, `token`, `revision` and `create_pr`, as in transformers.
 
         Returns:
             The address of the commit.
         """
-        api = HfApi()
-        repo_id = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, whole=True)
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                commit_message=commit_message,
-                commit_description=commit_description,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-            )
-        return str(commit)
+        return push_folder(
+            lambda folder: self.save_pretrained(folder, whole=True), repo_id, commit_message=commit_message, **options
+        )
 
     def to_dict(self) -> dict:
         models = self._image_tokenizer, self._decoder

@@ -2,9 +2,11 @@
 
 import json
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path, PurePath
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.utils import HFValidationError
 
 IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
@@ -65,6 +67,42 @@ def resolve_decoder(
 def has_language_model(name: str | Path) -> bool:
     """Whether a SEED repository holds a language model beside its image tokenizer, or is an image tokenizer alone."""
     return _model_type(fetch(name, {}, ["*.json"])) not in (None, "seed")
+
+
+def push_folder(
+    save: Callable[[str], None],
+    repo_id: str,
+    *,
+    commit_message: str,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """
+    Uploads a whole folder, sub-folders included, which transformers' `push_to_hub` leaves out. Arguments as there.
+
+    Args:
+        save: writes what is uploaded into the folder that it is given.
+
+    Returns:
+        The address of the commit.
+    """
+    api = HfApi()
+    repo_id = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+    with tempfile.TemporaryDirectory() as folder:
+        save(folder)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    return str(commit)
 
 
 def point_to(name: str | Path, part: str, start: str | Path, hub_options: dict | None = None) -> str | None:
@@ -166,6 +204,7 @@ __all__ = [
     "follow_pointer",
     "has_language_model",
     "point_to",
+    "push_folder",
     "read_json",
     "read_settings",
     "resolve_decoder",

@@ -6,14 +6,13 @@ find SEED's language models and processor by the Auto classes.
 """
 
 import contextlib
-import tempfile
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
 from transformers import Pipeline
 
 from .pipeline_seed import SETTINGS, SeedPipeline, replacing_files
+from .repository_seed import push_folder
 
 
 class SeedTextToImagePipeline(Pipeline):
@@ -162,38 +161,17 @@ class SeedTextToImagePipeline(Pipeline):
             self.processor.save_pretrained(root)
         _exchange(self.drawer, language_model=None, processor=None).save_pretrained(root)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        commit_message: str = "Upload SeedTextToImagePipeline",
-        commit_description: str | None = None,
-        private: bool | None = None,
-        token: bool | str | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-    ) -> str:
+    def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload SeedTextToImagePipeline", **options) -> str:
         """
-        Uploads what `save_pretrained` saves, a whole repository. Arguments as in transformers, but for
-        `max_shard_size` and `tags`.
+        Uploads what `save_pretrained` saves, a whole repository.
+
+        Args:
+            options: `commit_description`, `private`, `token`, `revision` and `create_pr`, as in transformers.
 
         Returns:
             The address of the commit.
         """
-        api = HfApi()
-        repo_id = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            commit = api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                commit_message=commit_message,
-                commit_description=commit_description,
-                token=token,
-                revision=revision,
-                create_pr=create_pr,
-            )
-        return str(commit)
+        return push_folder(self.save_pretrained, repo_id, commit_message=commit_message, **options)
 
 
 def _exchange(drawer: SeedPipeline, **parts) -> SeedPipeline:

@@ -29,7 +29,7 @@ from seed import (
     SeedPipeline,
     SeedProcessor,
     SeedTextToImagePipeline,
-    task_pipelines_seed,
+    repository_seed,
 )
 from seed.pipeline_seed import _seeded
 
@@ -290,7 +290,7 @@ def test_text_to_image_saves_and_pushes_a_whole_repository(language_repository, 
             shutil.copytree(folder_path, uploaded)
             return f"https://hub/{repo_id}/{revision}"
 
-    monkeypatch.setattr(task_pipelines_seed, "HfApi", Hub)
+    monkeypatch.setattr(repository_seed, "HfApi", Hub)
     assert drawing.push_to_hub("mine", revision="v2") == "https://hub/user/mine/v2"
     for folder in (source, uploaded):
         assert files <= {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
