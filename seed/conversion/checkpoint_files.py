@@ -130,7 +130,12 @@ def new_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Pat
         yield partial
         if path.exists():
             path.rename(replaced)
-        partial.rename(path)
+        try:
+            partial.rename(path)
+        except BaseException:
+            if replaced.exists():
+                replaced.rename(path)
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if replaced.is_dir():

@@ -14,6 +14,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 
 from .images import IMAGE_SUFFIXES, list_images
@@ -114,7 +115,7 @@ def read_image_folder(folder: Path, columns: Mapping[str, str | list[str]]) -> C
 def _metadata_rows(folder: Path, path: Path, columns: Mapping[str, str | list[str]]) -> Iterator[dict]:
     with path.open(encoding=ENCODING, newline="") as lines, _table_errors(path):
         if path.suffix == ".csv":
-            rows = list(csv.DictReader(lines))
+            rows = list(_csv_rows(lines)[1])
         else:
             rows = [_json_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
@@ -138,6 +139,40 @@ def _table_errors(path: Path) -> Iterator[None]:
             f"{path}: not a table that can be read ({error}). Close the quotation mark that one of its cells opens, or "
             "fetch the file again."
         ) from error
+
+
+def _csv_rows(lines: Iterator[str], delimiter: str = ",") -> tuple[list[str], Iterator[dict[str, str | None]]]:
+    """
+    The header of a table, and its rows; cells that a row lacks are None.
+
+    Raises:
+        csv.Error: the table ends within a quotation mark, so the last row has swallowed all that came after the mark.
+    """
+    row_lines: list[str] = []
+
+    def noted() -> Iterator[str]:
+        for line in lines:
+            row_lines.append(line)
+            yield line
+
+    reader = csv.reader(noted(), delimiter=delimiter)
+
+    def rows() -> Iterator[list[str]]:
+        last: list[str] = []
+        for row in reader:
+            last = row_lines.copy()
+            row_lines.clear()
+            if row:
+                yield row
+        try:
+            list(csv.reader(last, delimiter=delimiter, strict=True))
+        except csv.Error as error:
+            if "end of data" in str(error):  # else it minds marks within a cell, which are harmless
+                raise csv.Error(f"its end is within the row that begins {last[0][:80]!r}") from error
+
+    whole = rows()
+    header = next(whole, [])
+    return header, (dict(zip_longest(header, row[: len(header)])) for row in whole)
 
 
 def _json_line(path: Path, number: int, line: str) -> dict:
@@ -328,8 +363,7 @@ def _table_rows(path: Path, columns: Mapping[str, str | list[str]]) -> Iterator[
                 whole = len(row) == 2
                 yield {"url": row[url_at], "captions": caption_list(row[1 - url_at]), "id": ""} if whole else None
             return
-        table = csv.DictReader(lines, delimiter=delimiter)
-        found = table.fieldnames or []
+        found, table = _csv_rows(lines, delimiter)
         url = pick_column("url", columns.get("url"), URL_COLUMNS, found, str(path))
         captions = caption_columns(columns, found, str(path))
         has_id = "id" in columns or any(name.lower() in ID_COLUMNS for name in found)

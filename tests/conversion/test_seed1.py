@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -302,6 +303,24 @@ def test_existing_output_is_kept_unless_overwritten(files, converted, tmp_path):
         convert_seed1(**files, output=output, **HEADS)
     assert (output / "old.txt").exists()
     convert_seed1(**files, output=output, overwrite=True, **HEADS)
+    assert sorted(os.listdir(output)) == sorted(os.listdir(converted))
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_the_old_model_is_back_where_the_new_one_cannot_be_put(converted, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    shutil.copytree(converted, output)
+    rename = Path.rename
+
+    def failing(path, target):
+        if ".partial-" in path.name:
+            raise OSError("no space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="no space left"):
+        with checkpoint_files.new_folder(output, overwrite=True) as folder:
+            (folder / "config.json").touch()
     assert sorted(os.listdir(output)) == sorted(os.listdir(converted))
     assert os.listdir(tmp_path) == ["out"]
 

@@ -404,11 +404,22 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     assert contents(load_image_text(tmp_path / "a.tar")) == {("x",): "red"}
 
 
+@pytest.mark.parametrize("rows", [1, 10_000])  # csv itself minds cells beyond its limit only
 @pytest.mark.parametrize("name", ["a.csv", "metadata.csv"])
-def test_a_table_with_an_unclosed_quote_is_named(tmp_path, name):
-    (tmp_path / name).write_text('url,file_name,caption\nhttps://i/0,red.png,"x\n' + "https://i/1,1.png,y\n" * 10_000)
+def test_a_table_with_an_unclosed_quote_is_named(tmp_path, name, rows):
+    (tmp_path / name).write_text('url,file_name,caption\nhttps://i/0,red.png,"x\n' + "https://i/1,1.png,y\n" * rows)
     with pytest.raises(SchemaError, match=f"{name}: not a table that can be read .*Close the quotation mark"):
         load_image_text(tmp_path if name == "metadata.csv" else tmp_path / name)
+
+
+def test_quotation_marks_that_close_are_read_as_usual(tmp_path):
+    for number in range(4):
+        save(tmp_path / f"{number}.png", "red")
+    cells = ['"one, and\nanother"', 'two" nail', '"three" blind mice', '"the ""last""\n"']
+    table = "url,caption\n" + "".join(f"https://i/{number},{cell}\n" for number, cell in enumerate(cells))
+    (tmp_path / "a.csv").write_text(table)
+    found = [row["captions"] for row in load_image_text(tmp_path / "a.csv")]
+    assert found == [["one, and\nanother"], ['two" nail'], ["three blind mice"], ['the "last"']]
 
 
 @both_ways
