@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from seed.hardware import keep_freed_memory
-from seed.training.runs import loaded_hash, vocabulary_hash
+from seed.training.runs import kept_tokenizer, loaded_hash, vocabulary_hash
 
 logger = logging.getLogger("train_stable_diffusion")
 
@@ -160,8 +160,7 @@ def train_text(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
     """Writes `OUTPUT/tokenizer` and `OUTPUT/text_encoder`."""
     stage = recipe.text
     captions = CaptionTable(train.captions)
-    tokenizer = train_tokenizer(captions.unique, stage.vocab_size)
-    tokenizer.save_pretrained(output / "tokenizer")
+    tokenizer = kept_tokenizer(output, captions.unique, stage.vocab_size, train_tokenizer)
     images = cached(output / "cache.image_features.safetensors",
                     content_hash(train.images, stage.views, stage.view_size),
                     lambda: image_features(train.images, stage.views, stage.view_size))  # fmt: skip
@@ -190,8 +189,13 @@ def train_text(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
             terms["loss"] = terms["loss"] + stage.sentence_weight * terms["sentence"]
         return terms
 
-    fit("text", model, loss_terms, train, stage, output, recipe.seed,
-        lambda step: save_atomically(half(model.encoder).save_pretrained, output / "text_encoder"))  # fmt: skip
+    def on_save(step: int) -> None:
+        fresh = CLIPTokenizer.from_pretrained(output / "text_tokenizer")  # A used one would save its last padding, too.
+        save_atomically(fresh.save_pretrained, output / "tokenizer")
+        save_atomically(half(model.encoder).save_pretrained, output / "text_encoder")
+
+    start_from = {"vocabulary": vocabulary_hash(tokenizer)}
+    fit("text", model, loss_terms, train, stage, output, recipe.seed, on_save, start_from)
 
 
 # ----------------------------------------------------------------------------------------------------- stage: unet

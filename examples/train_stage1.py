@@ -1,6 +1,7 @@
 """Stage I: a Causal Q-Former, contrastive on its last embedding (paper, section 3.1).
 
-Starts from a bidirectional Q-Former (BLIP-2's, or examples/train_qformer.py's) and makes its queries causal.
+Starts from a bidirectional Q-Former (the paper: BLIP-2's; here examples/train_qformer.py's, as no converter of BLIP-2's
+weights comes with the package) and makes its queries causal.
 
     python examples/train_stage1.py --recipe examples/recipes/stage1/tiny.yaml --init runs/qformer \
         --data emoji64/train.parquet --extra-data icons64.parquet \
@@ -13,11 +14,11 @@ examples/train_stage1.py ...`; negatives are gathered from all of them.
 
 from transformers import AutoTokenizer
 
-from seed import SeedConfig, SeedForContrastiveLearning, SeedImageProcessorPil
+from seed import SeedForContrastiveLearning, SeedImageProcessorPil
 from seed.training.datasets import ContrastiveCollator
 from seed.training.recipes import apply_head_settings
 from seed.training.runs import loaded_hash, vocabulary_hash
-from seed.training.stage import open_sources, parse_arguments, read_recipe, run_stage, save_stage
+from seed.training.stage import open_sources, parse_arguments, read_config, read_recipe, run_stage, save_stage
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.init)
     processor = SeedImageProcessorPil.from_pretrained(arguments.init)
 
-    config = SeedConfig.from_pretrained(arguments.init, use_code_branch=False, **recipe.model)
+    config = read_config(arguments.init, recipe, use_code_branch=False)
     head, info = SeedForContrastiveLearning.from_pretrained(
         arguments.init, config=config, new_modules=("temperature",), output_loading_info=True
     )

@@ -12,12 +12,20 @@ Run it again with the same arguments to resume. Several processes: `accelerate l
 
 from transformers import AutoTokenizer
 
-from seed import SeedConfig, SeedForQuantization, SeedImageProcessorPil
+from seed import SeedForQuantization, SeedImageProcessorPil
 from seed.training.datasets import QuantizationCollator
 from seed.training.feature_cache import open_embedding_cache
 from seed.training.recipes import apply_head_settings
 from seed.training.runs import loaded_hash, process_state, vocabulary_hash
-from seed.training.stage import first_embeddings, open_sources, parse_arguments, read_recipe, run_stage, save_stage
+from seed.training.stage import (
+    first_embeddings,
+    open_sources,
+    parse_arguments,
+    read_config,
+    read_recipe,
+    run_stage,
+    save_stage,
+)
 from seed.training.text_features import TextFeatures
 
 NEW_MODULES = (
@@ -45,7 +53,7 @@ def main() -> None:
     processor = SeedImageProcessorPil.from_pretrained(arguments.init)
 
     text_features = TextFeatures(arguments.decoder)
-    config = SeedConfig.from_pretrained(arguments.init, use_code_branch=True, **recipe.model)
+    config = read_config(arguments.init, recipe, use_code_branch=True)
     config.generation_dim = text_features.dim
     head, info = SeedForQuantization.from_pretrained(
         arguments.init, config=config, new_modules=NEW_MODULES, output_loading_info=True

@@ -28,6 +28,7 @@ def register_auto_classes() -> None:
         AutoModelForMultimodalLM,
         AutoProcessor,
     )
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     from .configuration_seed import SeedConfig
     from .image_processing_seed import SeedImageProcessor, SeedImageProcessorPil
@@ -47,6 +48,8 @@ def register_auto_classes() -> None:
         for auto in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
             auto.register(config, language_model, exist_ok=True)
         AutoProcessor.register(config, SeedProcessor, exist_ok=True)
+        # Where Trainer looks whether label smoothing has to shift the labels.
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type] = language_model.__name__
     # Some releases of transformers refuse every use of AutoImageProcessor where torchvision is not installed.
     with contextlib.suppress(ImportError):
         AutoImageProcessor.register(

@@ -66,9 +66,11 @@ def choose_device(name: str | None):
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: this machine has no GPU that torch can use.")
     try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device {name}: expected cpu, cuda or cuda:N.") from error
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # whether it is there
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name}: expected cpu, cuda, or cuda:N of a GPU that is here.") from error
+    return device
 
 
 __all__ = [

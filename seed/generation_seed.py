@@ -27,7 +27,8 @@ class SeedImageTokensLogitsProcessor(LogitsProcessor):
 
     Inside an image: codes until there are `num_codes`, then `</img>`. Outside: words; `<img>` too in mode
     "interleaved", as long as a whole image still fits. In mode "image" the prompt ends with `<img>`. Other tokens get
-    the dtype's minimum, not -inf, of which guidance would make NaN.
+    the dtype's minimum, not -inf, of which guidance would make NaN. Where earlier processors have banned all that the
+    grammar allows, it is let through alike.
 
     Args:
         config: [`SeedOPTConfig`] or another with the same vocabulary fields.
@@ -60,7 +61,9 @@ class SeedImageTokensLogitsProcessor(LogitsProcessor):
         # Rows of mode "image" that are done only wait for the others; </img> keeps them valid.
         allowed[:, self.eoi] = (written == self.num_codes) | (outside & (self.generation_mode == "image"))
         allowed[:, self.first_code :] = ((written >= 0) & (written < self.num_codes))[:, None]
-        return scores.masked_fill(~allowed, lowest)
+        scores = scores.masked_fill(~allowed, lowest)
+        banned = scores.amax(dim=1, keepdim=True) <= lowest
+        return scores.masked_fill(banned & allowed, 0)
 
 
 def codes_written(input_ids: torch.LongTensor, boi: int, eoi: int, num_codes: int) -> torch.LongTensor:

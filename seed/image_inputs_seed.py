@@ -1,6 +1,5 @@
 """Images, codes and ids as users pass them, single, batched or in lists of any depth, as flat lists."""
 
-import numbers
 from pathlib import Path
 
 import numpy as np
@@ -9,29 +8,31 @@ import torch
 from .sequences_seed import IMAGE_PLACEHOLDER
 
 
-def check_placeholders(texts: list[str], images, num_images: int) -> None:
+def check_placeholders(texts: list[str], images, num_images: int, are_codes: bool) -> None:
     wanted = [sample.count(IMAGE_PLACEHOLDER) for sample in texts]
     if sum(wanted) != num_images:
         raise ValueError(
             f"The text has {sum(wanted)} {IMAGE_PLACEHOLDER} placeholders for {num_images} images (or their codes); "
             "write one placeholder where each image belongs."
         )
-    # A list per text says which images belong to which.
-    if isinstance(images, (list, tuple)) and images and all(_holds_images(group) for group in images):
-        given = [len(group) for group in images]
+    # A list per text says which images belong to which; a lone image among lists is one.
+    if isinstance(images, (list, tuple)) and any(_holds_images(group, are_codes) for group in images):
+        given = [len(group) if _holds_images(group, are_codes) else 1 for group in images]
         if given != wanted:
             raise ValueError(
                 f"The texts have {wanted} {IMAGE_PLACEHOLDER} placeholders, but {given} images (or codes of images)."
             )
 
 
-def _holds_images(group) -> bool:
+def _holds_images(group, are_codes: bool) -> bool:
     """Whether this is a list of images or of codes, not one image's codes or pixels."""
-    if isinstance(group, torch.Tensor):
-        return group.dim() == 2 and not group.is_floating_point()
-    if isinstance(group, np.ndarray):
-        return group.ndim == 2 and group.dtype.kind in "iu"
-    return isinstance(group, (list, tuple)) and not (group and isinstance(group[0], numbers.Integral))
+    if hasattr(group, "ndim"):
+        return group.ndim == (2 if are_codes else 4)
+    return isinstance(group, (list, tuple)) and not (are_codes and group and _is_number(group[0]))
+
+
+def _is_number(value) -> bool:
+    return not isinstance(value, (list, tuple)) and getattr(value, "ndim", 0) == 0
 
 
 def flatten_codes(codes) -> list:
@@ -40,7 +41,7 @@ def flatten_codes(codes) -> list:
         return [codes] if codes.ndim == 1 else list(codes.reshape(-1, codes.shape[-1]))
     if not isinstance(codes, (list, tuple)):
         raise TypeError(f"codes are a {type(codes).__name__}; expected integers, (images, num_codes).")
-    if codes and not hasattr(codes[0], "__len__"):
+    if codes and _is_number(codes[0]):
         return [codes]
     return [row for part in codes for row in flatten_codes(part)]
 
@@ -51,16 +52,30 @@ def flatten_images(images) -> list:
         return [image for part in images for image in flatten_images(part)]
     if getattr(images, "ndim", 3) == 4:
         return list(images)
+    if getattr(images, "ndim", 3) == 2:  # grey
+        return [images[..., None]]
     return [str(images) if isinstance(images, Path) else images]
 
 
 def images_as_bytes(images):
-    """Floats of 0 .. 1, as diffusers returns them, in the bytes that it saves; anything else as it is."""
+    """
+    Floats of 0 .. 1, as diffusers returns them, in the bytes that it saves; anything else as it is.
+
+    Raises:
+        ValueError: floats of which some are negative, as of models' ranges.
+    """
     if isinstance(images, (list, tuple)):
         return [images_as_bytes(image) for image in images]
     if isinstance(images, np.ndarray) and images.dtype.kind == "f":
         return images_as_bytes(torch.from_numpy(images)).numpy()
-    if isinstance(images, torch.Tensor) and images.is_floating_point() and images.numel() and images.max() <= 1:
+    if not (isinstance(images, torch.Tensor) and images.is_floating_point() and images.numel()):
+        return images
+    if images.min() < 0:
+        raise ValueError(
+            f"The images' values begin at {float(images.min()):.3g}; expected 0 .. 1, or 0 .. 255. Of -1 .. 1, as "
+            "models have it, pass (images + 1) / 2."
+        )
+    if images.max() <= 1:
         return (images.float() * 255).round().clamp(0, 255).to(torch.uint8)
     return images
 

@@ -23,7 +23,14 @@ class _AsShownMixin:
             with Image.open(image_url_or_urls) as image:
                 return upright_rgb(image)
         is_path = isinstance(image_url_or_urls, os.PathLike)
-        image = super().fetch_images(os.fspath(image_url_or_urls) if is_path else image_url_or_urls)
+        try:
+            image = super().fetch_images(os.fspath(image_url_or_urls) if is_path else image_url_or_urls)
+        except ValueError as error:
+            if not isinstance(image_url_or_urls, (str, os.PathLike)):
+                raise
+            raise ValueError(
+                f"{str(image_url_or_urls)[:100]!r} is no file here, nor an address or base64 text of a picture."
+            ) from error
         return upright_rgb(image) if isinstance(image, Image.Image) else image
 
 

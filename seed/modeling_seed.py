@@ -298,17 +298,26 @@ class SeedModel(SeedPreTrainedModel):
             pixel_values: `(batch, 3, height, width)`.
             vision_features: `(batch, patches, vision_dim)`.
             causal_embeddings: `(batch, num_codes, hidden_size)`.
+
+        Raises:
+            ValueError: not one argument; or what is to be quantised is not finite.
         """
         self._require_code_branch()
         _require_one(pixel_values=pixel_values, vision_features=vision_features, causal_embeddings=causal_embeddings)
         if causal_embeddings is None:
             causal_embeddings = self.get_causal_embeddings(pixel_values, vision_features)
-        return self.quantizer.nearest_codes(self.encode_causal_embeddings(causal_embeddings))
+        vectors = self.encode_causal_embeddings(causal_embeddings)
+        if not torch.compiler.is_compiling() and not torch.isfinite(vectors).all():
+            raise ValueError(
+                f"The vectors to quantise are not all finite, in {vectors.dtype}: the weights are damaged, or the "
+                "computation overflows. Use bfloat16 or float32 instead of float16, or load the checkpoint again."
+            )
+        return self.quantizer.nearest_codes(vectors)
 
     def encode_causal_embeddings(self, causal_embeddings: torch.Tensor) -> torch.Tensor:
         """What the quantizer rounds, `(batch, num_codes, hidden_size)` -> `(batch, num_codes, code_dim)`."""
         vectors = self.encode_layer(causal_embeddings)
-        return vectors * self.code_position_scales if self.config.code_position_scales else vectors
+        return vectors * own_tensor(self, "code_position_scales") if self.config.code_position_scales else vectors
 
     # Codes out ------------------------------------------------------------------------------------------------------
 
@@ -484,7 +493,12 @@ class SeedModel(SeedPreTrainedModel):
         the text branch and what follows the codebook do not count.
         """
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
+        tensors = self.state_dict()
+        if any(tensor.is_meta for tensor in tensors.values()):  # offloaded, which needs accelerate
+            from accelerate.utils import get_state_dict_offloaded_model
+
+            tensors = get_state_dict_offloaded_model(self)
+        for name, tensor in sorted(tensors.items()):
             if _MAKES_CODES.match(name) and not _READS_TEXT.match(name):
                 tensor = tensor.detach().cpu()
                 tensor = (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
@@ -539,6 +553,17 @@ def _start_position_scales(num_codes: int, code_dim: int) -> torch.Tensor:
     return scales
 
 
+def own_tensor(module: nn.Module, name: str) -> torch.Tensor:
+    """A module's own parameter or buffer, also where accelerate has offloaded it and hands it out in forward only."""
+    tensor = getattr(module, name)
+    if not tensor.is_meta:
+        return tensor
+    module._hf_hook.pre_forward(module)
+    tensor = getattr(module, name).clone()
+    module._hf_hook.post_forward(module, None)
+    return tensor
+
+
 def _require_one(**arguments: torch.Tensor | None) -> None:
     given = [name for name, value in arguments.items() if value is not None]
     if len(given) != 1:
@@ -554,4 +579,4 @@ def _build_vision_model(config: PreTrainedConfig) -> PreTrainedModel:
     return model_class._from_config(config)
 
 
-__all__ = ["CompleteCheckpointMixin", "SeedModel", "SeedOutput", "SeedPreTrainedModel"]
+__all__ = ["CompleteCheckpointMixin", "SeedModel", "SeedOutput", "SeedPreTrainedModel", "own_tensor"]

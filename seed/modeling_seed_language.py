@@ -5,6 +5,7 @@ The text model's embedding and head stay as they are, bit for bit; what is new a
 embeddings and the visual head (DESIGN: so LoRA saves them whole, and ties between the text tables are never touched).
 """
 
+import copy
 import weakref
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import logging
 
 from .configuration_seed_language import SeedVocabularyFields
 from .generation_seed import (
@@ -21,6 +23,8 @@ from .generation_seed import (
     codes_written,
 )
 from .modeling_seed import CompleteCheckpointMixin
+
+logger = logging.get_logger(__name__)
 
 # The modules that are trained whole beside LoRA: peft's `modules_to_save`.
 VISUAL_MODULES = ("visual_embeddings", "visual_head")
@@ -112,6 +116,15 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
         super()._init_weights(module)
         if isinstance(module, SeedVisualEmbeddings):
             init.normal_(module.codebook)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
+        # peft loads adapters leniently, and would leave these out in silence.
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+        if not self.config.code_embeddings and f"{prefix}visual_embeddings.codes.weight" in state_dict:
+            errors.append(
+                "the adapter has code embeddings, and this model has none. Load it with "
+                "seed.training.lora.load_adapter, which gives it some, or call model.add_code_embeddings() before."
+            )
 
     # Words and visual tokens in and out ------------------------------------------------------------------------------
 
@@ -275,10 +288,18 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
         input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
         if input_ids is None and generation_mode != "text":
             raise ValueError(f"generation_mode={generation_mode!r} needs input_ids, which SeedProcessor makes.")
-        if input_ids is not None and input_ids.numel() and int(input_ids.max()) >= self.config.vocab_size:
+        if input_ids is not None and input_ids.numel():
+            lowest, highest = (int(limit) for limit in input_ids.aminmax())
+            if lowest < 0 or highest >= self.config.vocab_size:
+                raise ValueError(
+                    f"Token id {lowest if lowest < 0 else highest} is out of range; this model has "
+                    f"{self.config.vocab_size} words and visual tokens. Was the prompt made by another model's "
+                    "processor?"
+                )
+        if kwargs.get("assistant_model") is not None and generation_mode != "text":
             raise ValueError(
-                f"Token id {int(input_ids.max())} is out of range; this model has {self.config.vocab_size} words and "
-                "visual tokens. Was the prompt made by another model's processor?"
+                f"assistant_model does not work in generation_mode={generation_mode!r}: what it proposes is not kept "
+                "to the grammar of images. Leave it out."
             )
         if generation_mode == "image":
             input_ids, kwargs = self._open_image(input_ids, kwargs)
@@ -290,6 +311,8 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
         kwargs.update(max_new_tokens=new_tokens, max_length=None)
         if generation_mode == "image":
             kwargs.update(eos_token_id=self.config.eoi_token_id, min_new_tokens=None, min_length=0)
+            if settings.pad_token_id is None:  # transformers would pad with </img>, of which one too many is an error
+                kwargs.setdefault("pad_token_id", self._word_to_pad_with())
 
         processors = LogitsProcessorList()
         if token_guidance_scale not in (None, 1):
@@ -312,6 +335,9 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
         processors.extend(logits_processor or [])
         # Last, so that no other processor lets a token through that the grammar forbids.
         processors.append(SeedImageTokensLogitsProcessor(self.config, generation_mode, prompt_length + new_tokens))
+        if generation_config is not None:  # transformers wants settings in one place
+            generation_config = copy.deepcopy(generation_config)
+            kwargs = generation_config.update(**kwargs)
         return super().generate(
             input_ids,
             generation_config=generation_config,
@@ -319,6 +345,11 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
             generation_mode=generation_mode,
             **kwargs,
         )
+
+    def _word_to_pad_with(self) -> int:
+        ends = self.config.get_text_config().eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        return next((token for token in (*ends, self.config.bos_token_id) if token is not None), 0)
 
     def _open_image(self, input_ids: torch.LongTensor, kwargs: dict) -> tuple[torch.LongTensor, dict]:
         """Lets every prompt end with `<img>`, or with the first codes of an image."""
@@ -378,12 +409,17 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
             return least
         if asked is None:  # transformers' default of 20 new tokens is less than an image
             return room if mode == "interleaved" else min(20, room)
-        if not 1 <= asked <= room:
+        if asked < 1:
             raise ValueError(
-                f"{asked} new tokens after a prompt of {prompt_length} do not fit into the context of "
-                f"{self.config.max_position_embeddings}; ask for 1 to {room}."
+                f"max_new_tokens (or max_length) leaves {asked} tokens after a prompt of {prompt_length}; ask for 1 to "
+                f"{room}."
             )
-        return asked
+        if asked > room:  # pipelines ask for 256 on their own
+            logger.warning(
+                "%d new tokens after a prompt of %d do not fit into the context of %d; at most %d are written.",
+                asked, prompt_length, self.config.max_position_embeddings, room,
+            )  # fmt: skip
+        return min(asked, room)
 
     # From a text model and back --------------------------------------------------------------------------------------
 
@@ -493,7 +529,12 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
 
         The layers are shared with this model, the tables are new. The padding rows are the mean of all others, which
         never scores best, and the generation configuration suppresses them.
+
+        Raises:
+            ValueError: LoRA has been added, and not merged.
         """
+        if not isinstance(self.visual_embeddings, SeedVisualEmbeddings):
+            raise ValueError("This model has LoRA weights: merge them first, with seed.training.lora.merge.")
         first, vocab_size = self.config.boi_token_id, self.config.vocab_size
         rows = -(-vocab_size // pad_to_multiple_of) * pad_to_multiple_of
         text_config_class = self.text_model_class.config_class
@@ -519,9 +560,9 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
             nn.Embedding.from_pretrained(inputs, freeze=False, padding_idx=embedding.padding_idx)
         )
         merged.lm_head.weight = nn.Parameter(outputs)
-        merged.generation_config = GenerationConfig.from_dict(
-            self.generation_config.to_dict() | {"suppress_tokens": [*range(vocab_size, rows)] or None}
-        )
+        settings = self.generation_config.to_dict()
+        suppressed = [*(settings.get("suppress_tokens") or []), *range(vocab_size, rows)]
+        merged.generation_config = GenerationConfig.from_dict(settings | {"suppress_tokens": suppressed or None})
         return merged.train(self.training)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs):

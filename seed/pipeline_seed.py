@@ -2,7 +2,10 @@
 
 import contextlib
 import copy
+import inspect
 import json
+import operator
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ from .configuration_seed import SeedConfig
 from .generation_seed import sampling_options
 from .image_inputs_seed import flatten_images, images_as_bytes
 from .image_processing_seed import SeedImageProcessorPil
-from .modeling_seed import SeedModel
+from .modeling_seed import SeedModel, own_tensor
 from .modeling_seed_llama import SeedLlamaForCausalLM
 from .modeling_seed_opt import SeedOPTForCausalLM
 from .processing_seed import IMAGES_PER_BATCH, SeedProcessor
@@ -32,10 +35,13 @@ from .repository_seed import (
     DECODER_FOLDER,
     IMAGE_TOKENIZER_FOLDER,
     fetch,
+    is_weight,
     read_json,
     read_settings,
+    remove_weights,
     resolve_decoder,
     resolve_image_tokenizer,
+    turn,
     write_settings,
 )
 
@@ -64,12 +70,14 @@ class _Source:
     Args:
         image_tokenizer: folder of the image tokenizer.
         name, decoder, hub_options: what `resolve_decoder` takes.
+        variant: of the decoder's weights.
     """
 
     image_tokenizer: Path
     name: str | Path
     decoder: str | Path | None
     hub_options: dict
+    variant: str | None
 
 
 class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
@@ -175,7 +183,7 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             processor: an already loaded [`SeedProcessor`], to share it.
             dtype: of all weights; "auto" takes that in which the image tokenizer was saved. Codes that are stored or
                 compared should be made in float32.
-            variant: of the decoder's weights, e.g. "fp16".
+            variant: of the decoder's weights, e.g. "fp16"; None takes a variant where that is all there is.
             unet, vae, scheduler: already loaded ones, instead of the decoder's.
             torch_dtype: `dtype` by its older name.
             hub_options: `revision`, `token`, `cache_dir`, `local_files_only` for the Hub.
@@ -230,7 +238,7 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             **text,
             **{key: settings[key] for key in SETTINGS if key in settings},
         )
-        pipeline._source = _Source(tokenizer_folder, pretrained_model_name_or_path, decoder, hub_options)
+        pipeline._source = _Source(tokenizer_folder, pretrained_model_name_or_path, decoder, hub_options, variant)
         return pipeline
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
@@ -320,9 +328,14 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
         )
         index, copied = read_json(stored / "model_index.json"), {}
         for part in absent:
-            if part in index and (stored / part).is_dir():
+            if part not in index or not (stored / part).is_dir():
+                continue
+            if part == "text_encoder":  # in the variant that is saved, not the one that was loaded
+                encoder = _load_complete(CLIPTextModel, stored / part, "auto", source.variant)
+                encoder.save_pretrained(folder / part, variant=kwargs.get("variant"))
+            else:
                 shutil.copytree(stored / part, folder / part)
-                copied[part] = index[part]
+            copied[part] = index[part]
         path = folder / "model_index.json"
         path.write_text(json.dumps(read_json(path) | copied, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -358,6 +371,10 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             prefix_length: use the first k codes only; a number for all rows, or one per row.
         """
         codes = codes.to(self._execution_device)
+        if isinstance(prefix_length, bool):
+            raise TypeError(f"prefix_length is {prefix_length}; expected a number of codes, or one per row.")
+        if prefix_length is not None and not np.iterable(prefix_length):
+            prefix_length = operator.index(prefix_length)
         if prefix_length is None or isinstance(prefix_length, int):
             # Through forward, where accelerate's offloading listens.
             outputs = self.image_tokenizer(codes=codes, prefix_length=prefix_length)
@@ -373,7 +390,7 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
     def encode_empty_prompt(self) -> torch.Tensor:
         """The text features of the empty prompt, `(1, 77, generation_dim)`: `negative_prompt_embeds` for guidance."""
         if self.image_tokenizer.config.has_empty_prompt_embeds:
-            embeds = self.image_tokenizer.empty_prompt_embeds
+            embeds = own_tensor(self.image_tokenizer, "empty_prompt_embeds")
         elif self.text_encoder is not None and self.tokenizer is not None:
             length = self.image_tokenizer.config.reverse_qformer_config.num_queries
             inputs = self.tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
@@ -410,8 +427,8 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
                 `do_sample` and `generation_config` overrule `token_temperature`; a `temperature` above 0 samples.
 
         Raises:
-            ValueError: there is no language model; a prompt does not fit into its context; a negative temperature;
-                another number of generators than of drawings.
+            ValueError: there is no language model, or no prompt; a prompt does not fit into its context; a negative
+                temperature; another number of generators than of drawings; `return_dict_in_generate`.
         """
         if self.language_model is None:
             raise ValueError(
@@ -421,6 +438,11 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
         if token_guidance_scale is None:
             token_guidance_scale = self.config.token_guidance_scale
         generate_kwargs = _choosing_options(token_temperature, self.config.token_temperature, generate_kwargs)
+        if generate_kwargs.get("return_dict_in_generate"):
+            raise ValueError(
+                "return_dict_in_generate does not work here, where codes alone come back; for scores and the like call "
+                "language_model.generate(**processor.drawing_prompts(...), generation_mode='image')."
+            )
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
         samples = generate_kwargs.get("do_sample", getattr(generate_kwargs.get("generation_config"), "do_sample", None))
@@ -444,11 +466,27 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             rows.append(self.processor.image_codes(written))
         return torch.cat(rows)
 
-    def check_inputs(self, images, codes, prompt) -> None:
+    def check_inputs(
+        self, images, codes, prompt, num_images_per_prompt: int = 1, num_inference_steps: int | None = None, options=()
+    ) -> None:
         if [images is None, codes is None, prompt is None].count(False) != 1:
             raise ValueError("Pass either images (to reconstruct), or codes, or a prompt (to draw).")
         if codes is not None and not isinstance(codes, torch.Tensor):
             raise TypeError(f"codes are a {type(codes).__name__}; expected an integer tensor (batch, num_codes).")
+        for name, given in (("codes", codes), ("prompt", prompt)):
+            if given is not None and not isinstance(given, str) and not len(given):
+                raise ValueError(f"{name} is empty; expected at least one.")
+        counts = {"num_images_per_prompt": num_images_per_prompt, "num_inference_steps": num_inference_steps}
+        for name, given in counts.items():
+            if given is not None and given < 1:
+                raise ValueError(f"{name} is {given}; expected 1 or more.")
+        # diffusers' pipeline takes any other word in silence.
+        unknown = sorted(set(options) - inspect.signature(StableDiffusionPipeline.__call__).parameters.keys())
+        if unknown:
+            advice = " For a seed, pass generator=torch.Generator().manual_seed(seed)." if "seed" in unknown else ""
+            raise TypeError(
+                f"Unknown argument {unknown[0]!r}; neither SeedPipeline nor StableDiffusionPipeline has one.{advice}"
+            )
 
     @torch.no_grad()
     def __call__(
@@ -491,10 +529,11 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             kwargs: further arguments of `StableDiffusionPipeline` (`callback_on_step_end`, `timesteps`, ...).
 
         Raises:
-            ValueError, TypeError: not exactly one of images, codes and prompt; codes of another shape, dtype or range;
-                a prompt without a language model.
+            ValueError, TypeError: not exactly one of images, codes and prompt, or an empty one; codes of another shape,
+                dtype or range; a prompt without a language model; no images or no steps asked for; an argument that
+                neither this pipeline nor `StableDiffusionPipeline` has.
         """
-        self.check_inputs(images, codes, prompt)
+        self.check_inputs(images, codes, prompt, num_images_per_prompt, num_inference_steps, kwargs)
         if images is not None:
             codes = self.tokenize_images(images)
         elif prompt is not None:
@@ -509,6 +548,8 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             num_images_per_prompt = 1  # every drawing has codes of its own
         if guidance_scale is None:
             guidance_scale = self.config.guidance_scale
+        if num_inference_steps is None:
+            num_inference_steps = self.config.num_inference_steps
         embeds = self.encode_codes(codes, prefix_length)
         negative = self.encode_empty_prompt().expand(len(embeds), -1, -1) if guidance_scale > 1 else None
         drawn = self._stable_diffusion()(
@@ -516,7 +557,7 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             negative_prompt_embeds=negative,
             height=height,
             width=width,
-            num_inference_steps=num_inference_steps or self.config.num_inference_steps,
+            num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
             generator=generator,
@@ -574,13 +615,17 @@ def replacing_files(root: Path) -> Iterator[Path]:
     A new folder inside `root` to save into, whose files, once all are written, take the places of those in `root`.
 
     So a save that fails changes nothing; and weights that are being saved may be mapped from the files they replace.
+    Weights of an earlier save in other shards, or of another variant, go.
     """
     partial = root / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        for file in [path for path in partial.rglob("*") if path.is_file()]:
+        files = sorted((path for path in partial.rglob("*") if path.is_file()), key=turn)
+        for folder in {file.parent for file in files if is_weight(file)}:
+            remove_weights(root / folder.relative_to(partial))
+        for file in files:
             target = root / file.relative_to(partial)
             target.parent.mkdir(parents=True, exist_ok=True)
             file.replace(target)
@@ -670,10 +715,21 @@ def _check_same_codebook(language_model, image_tokenizer: SeedModel) -> None:
     )
 
 
-def _load_complete(model_class, folder: Path, dtype: torch.dtype, variant: str | None = None):
+def _load_complete(model_class, folder: Path, dtype: torch.dtype | str, variant: str | None = None):
     """A model of the decoder, as saved by diffusers; a tensor that its checkpoint lacks is an error, not a warning."""
     if not folder.is_dir():
         raise FileNotFoundError(f"The decoder has no folder {str(folder)!r}: download or copy it again.")
+    weights = [path.stem for path in folder.iterdir() if is_weight(path) and path.suffix == ".safetensors"]
+    # "model.fp16" or, of shards, "model.fp16-00001-of-00002"
+    variants = {re.sub(r"-\d+-of-\d+$", "", stem).partition(".")[2] or None for stem in weights}
+    if variant is None and len(variants) == 1:
+        (variant,) = variants
+    if not weights and any(folder.glob("*.bin")):
+        raise ValueError(
+            f"The decoder's {folder.name} has pickled weights only ({next(folder.glob('*.bin')).name}), which are not "
+            "loaded, as they may run code. Convert it: load it with diffusers' StableDiffusionPipeline, and save it "
+            "with save_pretrained, which writes safetensors."
+        )
     # The decoder may have another VAE than AutoencoderKL, e.g. AutoencoderTiny.
     named = getattr(diffusers, read_json(folder / "config.json").get("_class_name", ""), None)
     if isinstance(named, type) and issubclass(named, diffusers.ModelMixin):

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -367,8 +367,9 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
 
         Raises:
             ValueError: placeholders and images disagree; codes of another shape or range; visual tokens in the text
-                that form no whole image; a text that is too long; `truncation`.
-            TypeError: an unknown argument.
+                that form no whole image; a text that is too long; `truncation`; an image processor's argument given
+                twice.
+            TypeError: an unknown argument; a text of another type.
         """
         if text_kwargs:
             named = {
@@ -380,6 +381,8 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
             }
             return self(text, images, codes, images_kwargs=images_kwargs, **unsupported | named | text_kwargs)
         of_images = self.image_processor.valid_kwargs.__annotations__.keys() & unsupported.keys()
+        if twice := sorted(of_images & (images_kwargs or {}).keys()):
+            raise ValueError(f"{twice[0]!r} is given twice, in images_kwargs and beside it; give it once.")
         images_kwargs = {name: unsupported.pop(name) for name in of_images} | (images_kwargs or {})
         _refuse(unsupported)
         rows = self._codes_or_images(codes, images, **images_kwargs)
@@ -390,9 +393,9 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
             raise ValueError("text is an empty list; expected at least one text.")
-        if not all(isinstance(sample, str) for sample in texts):
+        if isinstance(text, Mapping) or not all(isinstance(sample, str) for sample in texts):
             raise TypeError("text is expected to be a text or a list of texts.")
-        check_placeholders(texts, codes if images is None else images, len(rows))
+        check_placeholders(texts, codes if images is None else images, len(rows), are_codes=images is None)
         image_ids = iter([self.image_ids(row) for row in rows])
         sequences = []
         for sample in texts:
@@ -410,8 +413,15 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
 
         Two come with the processor. "default" speaks the paper's prompts: words about an image are a question, an
         image alone asks for its caption. "instruction" is `USER: ... ASSISTANT: ...`, for models tuned on that.
+
+        Raises:
+            ValueError: the processor has no template of that name.
         """
         named = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        if chat_template is not None and chat_template not in named and "{" not in chat_template:
+            raise ValueError(
+                f"chat_template is {chat_template!r}; expected {', '.join(map(repr, named))}, or a template itself."
+            )
         template = named.get(chat_template or "default", chat_template) or ""
         prompts = {"caption_prompt": self.caption_prompt, "question_prompt": self.question_prompt}
         prompts = {name: value for name, value in prompts.items() if name in template}
@@ -530,6 +540,8 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         max_length: int | None = None,
         return_tensors: str | None = "pt",
     ) -> BatchFeature:
+        if not sequences:
+            raise ValueError("There is nothing to make a prompt of: no text, image or question was given.")
         lengths = [len(ids) for ids in sequences]
         if max_length is not None and max(lengths) > max_length:
             raise ValueError(

@@ -115,8 +115,13 @@ class SeedVectorQuantizer(nn.Module):
             vectors: `(n, code_dim)` encoder outputs; some 16 per code are enough.
             iterations: rounds of Lloyd's algorithm.
             generator: makes the choice of the first centres repeatable (a CPU generator).
+
+        Raises:
+            ValueError: vectors that are not finite.
         """
         vectors = vectors.reshape(-1, self.code_dim).float()
+        if not torch.isfinite(vectors).all():
+            raise ValueError("The codebook cannot start from these vectors, as they are not all finite.")
         self.codebook.weight.copy_(self._sample(vectors, self.codebook_size, generator))
         for _ in range(iterations):
             codes = self.nearest_codes(vectors)

@@ -14,6 +14,9 @@ DECODER_FOLDER = "decoder"
 # Holds the pointers to both folders, which may be ids of other repositories, and the settings to draw with; in a
 # repository with a language model also everything else that SeedProcessor stores.
 POINTER_FILE = "processor_config.json"
+CONFIG_FILE = "config.json"
+# As transformers and diffusers name weights: one file, or shards and their index.
+WEIGHT_FILES = ("model*.safetensors*", "diffusion_pytorch_model*.safetensors*")
 DECODER_PARTS = ("unet/", "vae/", "scheduler/", "text_encoder/", "tokenizer/")
 
 
@@ -67,6 +70,23 @@ def resolve_decoder(
 def has_language_model(name: str | Path) -> bool:
     """Whether a SEED repository holds a language model beside its image tokenizer, or is an image tokenizer alone."""
     return _model_type(fetch(name, {}, ["*.json"])) not in (None, "seed")
+
+
+def remove_weights(folder: Path) -> None:
+    """Removes a model's weights, of which those in shards would count before a new single file."""
+    for pattern in WEIGHT_FILES:
+        for stale in folder.glob(pattern):
+            stale.unlink()
+
+
+def is_weight(item: Path) -> bool:
+    """Whether a file is one of a model's weights, or their index."""
+    return any(item.match(pattern) for pattern in WEIGHT_FILES)
+
+
+def turn(item: Path) -> tuple[bool, bool, bool]:
+    """Sorts what replaces a model: everything else, weights, their index, the config."""
+    return item.name == CONFIG_FILE, is_weight(item) and item.suffix == ".json", is_weight(item)
 
 
 def push_folder(
@@ -146,7 +166,7 @@ def read_settings(folder: Path) -> dict:
 
 
 def _model_type(folder: Path) -> str | None:
-    return read_json(folder / "config.json").get("model_type")
+    return read_json(folder / CONFIG_FILE).get("model_type")
 
 
 def read_json(path: Path) -> dict:
@@ -203,11 +223,14 @@ __all__ = [
     "fetch",
     "follow_pointer",
     "has_language_model",
+    "is_weight",
     "point_to",
     "push_folder",
     "read_json",
     "read_settings",
+    "remove_weights",
     "resolve_decoder",
     "resolve_image_tokenizer",
+    "turn",
     "write_settings",
 ]

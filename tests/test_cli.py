@@ -242,6 +242,7 @@ def test_draw(language_repository, tmp_path, capsys):
         (["reconstruct", "mine.png", "--output", "x.png", "--prefix-length", "40"], "prefix_length is 40"),
         (["demo", "--model", "nowhere", "--output", "x.png"], "'nowhere' is no folder here"),
         (["demo", "--device", "cuda:0"], "no GPU that torch can use"),
+        (["demo", "--device", "meta"], "expected cpu, cuda, or cuda:N of a GPU that is here"),
         (["caption", "mine.png"], "has no language model"),
         (["ask", "mine.png", "what?", "--model", "TOKENIZER"], "has no language model"),
         (["draw", "a dog", "--output", "x.png"], "no language model"),

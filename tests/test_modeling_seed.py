@@ -442,6 +442,13 @@ def test_missing_files(broken, tmp_path):
 # Precision -----------------------------------------------------------------------------------------------------------
 
 
+def test_codes_of_what_is_not_finite_are_refused(model):
+    embeddings = torch.randn(2, model.config.num_codes, model.config.qformer_config.hidden_size)
+    embeddings[1, 3, 0] = float("inf")
+    with pytest.raises(ValueError, match="not all finite, in torch.float32.*Use bfloat16 or float32"):
+        model.get_image_tokens(causal_embeddings=embeddings)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
 def test_half_precision_is_finite_and_quantizes_in_float32(model, folder, dtype):

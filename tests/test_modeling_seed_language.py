@@ -1,6 +1,8 @@
 """SEED-OPT and SEED-Llama against their text models, naive loops and plain cross-entropy."""
 
+import contextlib
 import copy
+import logging
 import pickle
 import re
 
@@ -91,6 +93,19 @@ def mixed(rows: int = 2) -> torch.LongTensor:
     codes = torch.randint(FIRST_CODE, TOTAL, (rows, NUM_CODES), generator=torch.Generator().manual_seed(5))
     one = torch.ones(rows, 1, dtype=torch.long)
     return torch.cat([words(rows, 4), BOI * one, codes, EOI * one, words(rows, 5)], dim=1)
+
+
+@contextlib.contextmanager
+def transformers_log(caplog):
+    """What transformers' loggers say, in pytest's `caplog`."""
+    root = logging.getLogger("seed")
+    stock = logging.getLogger("transformers")
+    propagate, stock.propagate = stock.propagate, True
+    try:
+        with caplog.at_level(logging.WARNING, root.name):
+            yield
+    finally:
+        stock.propagate = propagate
 
 
 class TestExtension:
@@ -214,6 +229,13 @@ class TestExtension:
         assert plain(ids).logits.argmax(-1).max() < TOTAL
         plain.get_output_embeddings().weight.data.neg_()
         assert plain(ids).logits.argmax(-1).max() < TOTAL
+
+    def test_merging_keeps_what_is_suppressed_and_wants_lora_merged(self, model):
+        model.generation_config.suppress_tokens = [7]
+        assert model.merge_into_text_model().generation_config.suppress_tokens == [7, *range(TOTAL, 192)]
+        get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=list(VISUAL_MODULES)))
+        with pytest.raises(ValueError, match="LoRA weights: merge them first"):
+            model.merge_into_text_model()
 
     def test_code_embeddings_are_added_to_the_projection(self, pair, seed_model, tmp_path):
         text_model, without = pair
@@ -531,6 +553,48 @@ class TestOtherModes:
         drawn = model.generate(words(), generation_mode="image", logits_processor=[LovesWord5()])
         check_image(drawn[0].tolist())
 
+    @pytest.mark.parametrize("mode", ["image", "interleaved"])
+    def test_what_alone_is_allowed_cannot_be_banned(self, model, mode):
+        class BansImages(LogitsProcessor):
+            def __call__(self, input_ids, scores):
+                return scores.index_fill(1, torch.arange(BOI, TOTAL), -torch.inf)
+
+        prompt = opened(words())
+        settings = {"logits_processor": [BansImages()], "max_new_tokens": NUM_CODES + 4, "eos_token_id": None}
+        written = model.generate(prompt, generation_mode=mode, do_sample=False, **settings)
+        for row in written.tolist():
+            check_image(row[: prompt.shape[1] + NUM_CODES + 1])
+        assert mode == "image" or written[:, -3:].max() < BOI
+
+    def test_more_than_the_context_holds_is_what_it_holds(self, model, caplog):
+        """transformers' pipelines ask for 256 tokens on their own."""
+        settings = {"do_sample": False, "eos_token_id": None}
+        with transformers_log(caplog):
+            written = model.generate(words(1, 100), max_new_tokens=50, **settings)
+        assert torch.equal(written, model.generate(words(1, 100), max_new_tokens=28, **settings))
+        assert "50 new tokens after a prompt of 100 do not fit into the context of 128; at most 28" in caplog.text
+
+    def test_a_configuration_is_read_and_left_as_it_is(self, model, caplog):
+        config = GenerationConfig(max_new_tokens=7, do_sample=False, pad_token_id=1)
+        before = config.to_dict()
+        with transformers_log(caplog):
+            for mode, length in (("text", 7), ("interleaved", 7), ("image", NUM_CODES + 2)):
+                written = model.generate(words(), generation_mode=mode, generation_config=config)
+                assert written.shape[1] == 9 + length
+        assert config.to_dict() == before and "deprecated" not in caplog.text
+
+    def test_rows_that_are_done_wait_without_further_images(self, seed_model):
+        """Where the text model has no token to pad with, as Llama's default."""
+        config = TEXT_MODELS["llama"]().config
+        config.pad_token_id = None
+        llama = SeedLlamaForCausalLM.from_text_model(LlamaForCausalLM(config).eval(), seed_model, text_vocab_size=WORDS)
+        whole = llama.generate(words(), generation_mode="image", do_sample=False)
+        begun = torch.cat([torch.nn.functional.pad(whole[:1, :15], (4, 0), value=1), whole[1:, :19]])
+        mask = torch.ones_like(begun)
+        mask[0, :4] = 0
+        ends = llama.generate(begun, attention_mask=mask, generation_mode="image", do_sample=False)
+        assert (ends == EOI).sum(1).tolist() == [1, 1]
+
     def test_streams_text(self, model):
         class Streamer:
             tokens = []
@@ -560,8 +624,8 @@ class TestBadInput:
             model.generate(words(1, 128), max_new_tokens=1)
         with pytest.raises(ValueError, match="exceeds the context of 128"):
             model.generate(words(1, 110), generation_mode="image")
-        with pytest.raises(ValueError, match="ask for 1 to 28"):
-            model.generate(words(1, 100), max_new_tokens=50)
+        with pytest.raises(ValueError, match="leaves 0 tokens after a prompt of 100; ask for 1 to 28"):
+            model.generate(words(1, 100), max_length=100)
 
     def test_guidance_needs_the_empty_prompt_and_an_image(self, model):
         with pytest.raises(ValueError, match="unconditional_ids"):
@@ -575,9 +639,15 @@ class TestBadInput:
         with pytest.raises(ValueError, match="let all or none"):
             model.generate(prompts, generation_mode="image")
 
-    def test_ids_of_a_larger_vocabulary(self, model):
-        with pytest.raises(ValueError, match=f"Token id {TOTAL} is out of range"):
-            model.generate(torch.tensor([[5, TOTAL]]))
+    @pytest.mark.parametrize("wrong", [TOTAL, -1])
+    def test_ids_of_another_vocabulary(self, model, wrong):
+        with pytest.raises(ValueError, match=f"Token id {wrong} is out of range"):
+            model.generate(torch.tensor([[5, wrong]]))
+
+    def test_an_assistant_cannot_draw(self, model):
+        for mode in ("image", "interleaved"):
+            with pytest.raises(ValueError, match=f"assistant_model does not work in generation_mode='{mode}'"):
+                model.generate(words(1), generation_mode=mode, assistant_model=model)
 
     def test_an_image_needs_a_prompt(self, model):
         with pytest.raises(ValueError, match="generation_mode='image' needs input_ids"):

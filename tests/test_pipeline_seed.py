@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from PIL import Image
@@ -142,6 +143,24 @@ def test_bad_inputs_say_what_to_do(pipeline, codes):
         pipeline(codes=codes.index_fill(1, torch.tensor(5), 64))
     with pytest.raises(TypeError, match="Codes have dtype torch.float32; expected integers"):
         pipeline(codes=codes.float())
+    with pytest.raises(TypeError, match="Unknown argument 'seed'.*generator=torch.Generator"):
+        pipeline(codes=codes, seed=3)
+    with pytest.raises(TypeError, match="Unknown argument 'guidance_scales'"):
+        pipeline(codes=codes, guidance_scales=3)
+    with pytest.raises(ValueError, match="codes is empty"):
+        pipeline(codes=codes[:0])
+    with pytest.raises(ValueError, match="prompt is empty"):
+        pipeline(prompt=[])
+    for name in ("num_images_per_prompt", "num_inference_steps"):
+        with pytest.raises(ValueError, match=f"{name} is 0; expected 1 or more"):
+            pipeline(codes=codes, **{name: 0})
+    with pytest.raises(TypeError, match="prefix_length is True"):
+        pipeline(codes=codes, prefix_length=True)
+    assert torch.equal(pipeline.encode_codes(codes, np.int64(3)), pipeline.encode_codes(codes, 3))
+    with pytest.raises(ValueError, match="values begin at -1; expected 0 .. 1"):
+        pipeline.tokenize_images(torch.linspace(-1, 1, 3 * 28 * 28).reshape(3, 28, 28))
+    with pytest.raises(ValueError, match="'nope.png' is no file here, nor an address"):
+        pipeline.tokenize_images("nope.png")
 
 
 def test_a_unet_of_another_width_is_refused():
@@ -235,6 +254,40 @@ def test_what_was_not_loaded_is_saved_too(seed_repository, tmp_path, over_itself
     assert stock.tokenizer("a dog").input_ids == make_stable_diffusion().tokenizer("a dog").input_ids
 
 
+@pytest.mark.parametrize("first, second", [({"max_shard_size": "50KB"}, {}), ({}, {"max_shard_size": "50KB"})])
+def test_a_save_in_other_shards_leaves_none_of_the_old(seed_repository, tmp_path, first, second):
+    pipeline = SeedPipeline.from_pretrained(seed_repository)
+    pipeline.save_pretrained(tmp_path, **first)
+    with torch.no_grad():
+        for parameter in pipeline.unet.parameters():
+            parameter.mul_(0.5)
+    pipeline.save_pretrained(tmp_path, **second)
+    sharded = bool(list((tmp_path / "decoder/unet").glob("*.index.json")))
+    assert sharded == bool(second)
+    assert (tmp_path / "decoder/unet/diffusion_pytorch_model.safetensors").exists() != sharded
+    loaded = SeedPipeline.from_pretrained(tmp_path).unet.state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in pipeline.unet.state_dict().items())
+
+
+def test_a_decoder_in_one_variant_is_loaded_and_saved_as_a_stock_one(seed_repository, tmp_path, codes):
+    make_stable_diffusion().save_pretrained(tmp_path / "fp16", variant="fp16")
+    drawn = [
+        draw(SeedPipeline.from_pretrained(seed_repository, decoder=tmp_path / "fp16", **options), codes=codes[:1])
+        for options in ({}, {"variant": "fp16"})
+    ]
+    assert np.array_equal(*drawn)
+    for options in ({}, {"variant": "fp16"}):
+        pipeline = SeedPipeline.from_pretrained(seed_repository, decoder=tmp_path / "fp16", **options)
+        pipeline.save_pretrained(tmp_path / "saved")
+        stock = StableDiffusionPipeline.from_pretrained(tmp_path / "saved/decoder")
+        expected = make_stable_diffusion().text_encoder.state_dict()
+        found = stock.text_encoder.state_dict()
+        assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    make_stable_diffusion().save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    with pytest.raises(ValueError, match="pickled weights only .*may run code. Convert it"):
+        SeedPipeline.from_pretrained(seed_repository, decoder=tmp_path / "pickled")
+
+
 def test_another_image_tokenizer_is_saved_as_it_is(seed_repository, tmp_path):
     pipeline = SeedPipeline.from_pretrained(seed_repository)
     pipeline.image_tokenizer = make_seed_model(use_text_branch=False)
@@ -289,6 +342,24 @@ def test_tokenising_tells_accelerate_where_models_are_offloaded():
     assert torch.equal(pipeline.tokenize_images(pictures(2)), before) and called == [pipeline.image_tokenizer]
 
 
+def test_an_offloaded_image_tokenizer_gives_its_buffers_and_hash():
+    """As `enable_sequential_cpu_offload` leaves one that has a parameter of its own, the positions' scales."""
+    model = make_seed_model(code_position_scales=True)
+    with torch.no_grad():
+        model.code_position_scales.uniform_(0.2, 2)
+    pixels = torch.randn(2, 3, 28, 28)
+    codes = model.get_image_tokens(pixels)
+    model.set_empty_prompt_embeds(torch.randn(1, 77, 40))
+    pipeline = make_seed_pipeline()
+    pipeline.register_modules(image_tokenizer=model)
+    embeds, digest = pipeline.encode_empty_prompt(), model.codes_hash()
+    cpu_offload(model, "cpu", offload_buffers=True)
+    assert model.empty_prompt_embeds.is_meta
+    torch.testing.assert_close(pipeline.encode_empty_prompt(), embeds, rtol=0, atol=0)
+    assert model.codes_hash() == digest
+    assert torch.equal(model.get_image_tokens(pixels), codes)
+
+
 def test_images_may_be_arrays(pipeline):
     image = pictures(1)[0]
     array = np.asarray(image)
@@ -298,6 +369,9 @@ def test_images_may_be_arrays(pipeline):
     scaled = np.float32(array) / 255
     assert torch.equal(pipeline.tokenize_images(image), pipeline.tokenize_images(scaled))
     assert torch.equal(pipeline.tokenize_images(image), pipeline.tokenize_images(torch.from_numpy(scaled)[None]))
+    grey = image.convert("L")
+    for given in (np.asarray(grey), torch.from_numpy(np.array(grey)), np.asarray(grey)[..., None]):
+        assert torch.equal(pipeline.tokenize_images(grey), pipeline.tokenize_images([given]))
 
 
 def test_what_diffusers_users_pass_is_taken(seed_repository, tmp_path, codes):

@@ -295,6 +295,15 @@ def test_placeholders_and_images_must_agree(processor, codes):
         processor(text=["<image>", "<image><image>"], codes=[codes[:2], codes[2:]])
     with pytest.raises(ValueError, match=r"have \[1, 2\] <image> placeholders, but \[2, 1\] images"):
         processor(text=["<image>", "<image><image>"], codes=[np.asarray(codes[:2]), np.asarray(codes[2:])])
+    a, b, d = pictures(3)
+    for given in ([[a, b], d], [[a, b], np.asarray(d)], [torch.from_numpy(np.stack([a, a])), [d]]):
+        with pytest.raises(ValueError, match=r"have \[1, 2\] <image> placeholders, but \[2, 1\] images"):
+            processor(text=["<image>", "<image><image>"], images=given)
+    assert torch.equal(
+        processor(text=["<image>", "<image><image>"], images=[a, [b, d]])["input_ids"],
+        processor(text=["<image>", "<image><image>"], images=[a, b, d])["input_ids"],
+    )
+    assert torch.equal(processor(codes=list(codes[0]))["input_ids"], processor(codes=codes[:1])["input_ids"])
     with pytest.raises(ValueError, match="either images or codes"):
         processor(text="<image>", images=pictures(1), codes=codes[:1])
     with pytest.raises(ValueError, match="Pass text, images or codes"):
@@ -310,6 +319,14 @@ def test_what_does_not_fit_is_an_error_not_cut(processor, codes):
         processor(text="a", pading=True)
     with pytest.raises(ValueError, match=r"make no tensor; pass padding=True"):
         processor(text=["a", "a longer text"], padding=False)
+    with pytest.raises(ValueError, match="'do_resize' is given twice"):
+        processor(images=pictures(1), do_resize=True, images_kwargs={"do_resize": True})
+    with pytest.raises(TypeError, match="a text or a list of texts"):
+        processor(text={"a": 1})
+    for make in (processor.caption_prompts, lambda: processor.question_prompts([], images=[]),
+                 lambda: processor.drawing_prompts([])):  # fmt: skip
+        with pytest.raises(ValueError, match="nothing to make a prompt of"):
+            make()
 
 
 def test_named_arguments_count_beside_text_kwargs(processor):
@@ -337,6 +354,9 @@ def test_chat(processor):
     assert torch.equal(batch["input_ids"], processor.caption_prompts(images=picture)["input_ids"])
     text = processor.apply_chat_template(asked, add_generation_prompt=True, chat_template="instruction")
     assert text == "USER: <image>What is it? ASSISTANT:"
+    with pytest.raises(ValueError, match="chat_template is 'instructoin'; expected 'default', 'instruction', or"):
+        processor.apply_chat_template(asked, chat_template="instructoin")
+    assert processor.apply_chat_template(asked, chat_template="{{ messages | length }}") == "1"
 
 
 # Words and images out ------------------------------------------------------------------------------------------------

@@ -161,6 +161,11 @@ def test_one_round_of_lloyd_by_hand():
     torch.testing.assert_close(quantizer.codebook.weight[0], vectors.mean(dim=0))
 
 
+def test_no_codebook_starts_from_what_is_not_finite():
+    with pytest.raises(ValueError, match="not all finite"):
+        make(randn(4, 2)).initialize_from_data(torch.tensor([[1.0, 2.0], [float("nan"), 0.0]]))
+
+
 def test_initialization_from_fewer_vectors_than_codes_has_no_copies():
     quantizer = make(torch.zeros(64, 4))
     quantizer.initialize_from_data(randn(10, 4), iterations=1, generator=torch.Generator().manual_seed(0))

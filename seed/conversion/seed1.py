@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, Blip2VisionConfig
 
+from ..command_line import positive
 from ..configuration_seed import SeedConfig
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
@@ -332,6 +333,10 @@ def convert_seed1(
             lists them by name. A text tokenizer of another vocabulary, or for no text branch.
     """
     # A text tokenizer that is no folder here is a Hub id.
+    counts = {"vision_heads": vision_heads, "qformer_heads": qformer_heads, "decoder_heads": decoder_heads}
+    for name, count in (counts | {"vision_layers": vision_layers}).items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} is {count}; expected 1 or more.")
     inputs = [path for path in (vit, causal_qformer, seed_tokenizer, text_tokenizer) if path and Path(path).exists()]
     check_output(output, overwrite, inputs)
     checkpoint = Seed1Checkpoint.read(vit, causal_qformer, seed_tokenizer, vision_layers)
@@ -451,10 +456,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--causal-qformer", required=True, help="causal_qformer.pth")
     parser.add_argument("--seed-tokenizer", required=True, help="seed_tokenizer.pth")
     parser.add_argument("--output", required=True, help="folder to make")
-    parser.add_argument("--vision-heads", type=int, default=16, help="attention heads of the ViT (default: 16)")
-    parser.add_argument("--qformer-heads", type=int, default=12, help="of both Q-Formers (default: 12)")
-    parser.add_argument("--decoder-heads", type=int, default=12, help="of both code decoders (default: 12)")
-    parser.add_argument("--vision-layers", type=int, help="ViT blocks to use (default: all, but 39 of 40)")
+    parser.add_argument("--vision-heads", type=positive, default=16, help="attention heads of the ViT (default: 16)")
+    parser.add_argument("--qformer-heads", type=positive, default=12, help="of both Q-Formers (default: 12)")
+    parser.add_argument("--decoder-heads", type=positive, default=12, help="of both code decoders (default: 12)")
+    parser.add_argument("--vision-layers", type=positive, help="ViT blocks to use (default: all, but 39 of 40)")
     parser.add_argument(
         "--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the written weights"
     )

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from .image_text_sources import (
     ID_COLUMNS,
@@ -32,6 +33,7 @@ from .image_text_sources import (
     SchemaError,
     caption_columns,
     caption_list,
+    image_path,
     iter_shards,
     pick_column,
     read_coco,
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 FORMATS = ("parquet", "imagefolder", "webdataset", "coco", "karpathy", "table", "hub")
+# Sub-folders of an image folder that are splits of it, not pictures of one.
+SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "dev", "test")
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
 
 
@@ -134,8 +138,8 @@ def load_image_text(
         streaming: return an `IterableDataset`. Parquet, WebDataset and the Hub are then read while one iterates.
         columns: where the schema's columns are, if not under a usual name: `{"image": "jpg", "captions": "title"}`;
             captions may be several columns. A column that stands in the way of a new name is replaced.
-        image_root: folder that file names of COCO, Karpathy and table sources are relative to; default: the folder of
-            the source.
+        image_root: folder that file names of COCO, Karpathy and table sources, and of Parquet files that hold no
+            pictures, are relative to; default: the folder of the source.
         report: told about pictures of a table that were never downloaded.
 
     Returns:
@@ -158,7 +162,8 @@ def load_image_text(
     format = format or _detect(paths)
     if format == "parquet":
         files = _files_of_split(paths, ".parquet", split, name)
-        return _in_schema(_load_parquet(files, streaming), columns, name)
+        root = files[0].parent if image_root is None else Path(image_root)
+        return _in_schema(_load_parquet(files, streaming), columns, name, root)
     if format == "webdataset":
         return _load_shards(_files_of_split(paths, ".tar", split, name), columns, streaming)
     if len(paths) > 1:
@@ -300,6 +305,9 @@ def _read(format, path: Path, split, columns, image_root, report: SkipReport | N
     if split is not None:
         raise ValueError(f"{path}: format {format!r} has no splits; leave split out, or name the split's own file.")
     if format == "imagefolder":
+        found = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and entry.name.lower() in SPLIT_FOLDERS)
+        if len(found) > 1 and not any((path / name).is_file() for name in METADATA_FILES):
+            raise ValueError(f"{path}: has several splits; pass split, one of {', '.join(found)}.")
         return read_image_folder(path, columns)
     if format == "coco":
         return read_coco(path, root)
@@ -318,8 +326,13 @@ def _from_columns(table: dict[str, list], source: str) -> "Dataset":
     return dataset.cast_column("captions", List(Value("string")))
 
 
-def _in_schema(dataset, columns: Mapping[str, str | list[str]], source: str):
-    """Rename and convert columns to the schema, without touching the pictures' bytes."""
+def _in_schema(dataset, columns: Mapping[str, str | list[str]], source: str, root: Path | None = None):
+    """
+    Rename and convert columns to the schema, without touching the pictures' bytes.
+
+    Args:
+        root: the folder that paths of pictures are relative to, where they are files.
+    """
     from datasets import Image, Value
 
     if dataset.column_names is None:
@@ -330,11 +343,41 @@ def _in_schema(dataset, columns: Mapping[str, str | list[str]], source: str):
         if name == image or isinstance(feature, Image):
             dataset = dataset.cast_column(name, Image(decode=False))
     dataset = _rename(dataset, image, "image")
-    dataset = _with_captions(dataset, columns, source)
-    if "id" in columns or any(name in ID_COLUMNS for name in dataset.column_names):
+    if "id" in columns or any(name.lower() in ID_COLUMNS for name in dataset.column_names):
         identifier = pick_column("id", columns.get("id"), ID_COLUMNS, dataset.column_names, source)
+        # Before anything is mapped, after which casts are not heeded while streaming.
         dataset = _rename(dataset, identifier, "id").cast_column("id", Value("string"))
-    return dataset
+    if root is not None:
+        dataset = _beside(dataset, root, source)
+    return _with_captions(dataset, columns, source)
+
+
+def _are_clean(dataset) -> bool:
+    """Whether every caption has words; not looked up while streaming."""
+    from datasets import IterableDataset
+
+    if isinstance(dataset, IterableDataset):
+        return False
+    for batch in dataset.select_columns("captions").with_format("arrow").iter(10_000):
+        texts = pc.list_flatten(batch["captions"])
+        if texts.null_count or pc.any(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0)).as_py():
+            return False
+    return True
+
+
+def _beside(dataset, root: Path, source: str):
+    """Pictures that a table names by their paths, as paths from here; see `image_path`."""
+
+    def found(example: dict) -> dict:
+        image = example["image"] or {}
+        if image.get("bytes") is None and image.get("path"):
+            image = {"bytes": None, "path": image_path(root, root, image["path"], Path(source))}
+        return {"image": image or None}
+
+    first = next(iter(dataset), None)
+    if first is None or not first["image"] or first["image"].get("bytes") is not None:
+        return dataset
+    return dataset.map(found, features=dataset.features)
 
 
 def _rename(dataset, old: str, new: str):
@@ -351,7 +394,7 @@ def _with_captions(dataset, columns: Mapping[str, str | list[str]], source: str)
 
     texts = List(Value("string"))
     names = caption_columns(columns, dataset.column_names, source)
-    if names == ["captions"] and dataset.features["captions"] == texts:
+    if names == ["captions"] and dataset.features["captions"] == texts and _are_clean(dataset):
         return dataset
 
     def collect(example: dict) -> dict:

@@ -34,9 +34,9 @@ class SchemaError(ValueError):
     """A source lacks a column or field. The message names what was found and what to pass."""
 
 
-def caption_list(value: str | Iterable[str | None] | None) -> list[str]:
-    """Captions of one picture as a list, whatever a source has: a string, several, or none."""
-    values = [value] if isinstance(value, (str, type(None))) else list(value)
+def caption_list(value) -> list[str]:
+    """Captions of one picture as a list, whatever a source has: a string, several, or none, as a number is none."""
+    values = value if isinstance(value, (list, tuple)) else [value]
     return [text.strip() for text in values if isinstance(text, str) and text.strip()]
 
 
@@ -266,7 +266,7 @@ def read_karpathy(path: Path, image_root: Path, split: str | None = None) -> Col
         rows = [
             {
                 "image": image_path(image_root, image_root / image.get("filepath", ""), image["filename"], path),
-                "captions": caption_list(sentence["raw"] for sentence in image["sentences"]),
+                "captions": caption_list([sentence["raw"] for sentence in image["sentences"]]),
                 "id": str(image.get("cocoid", image.get("imgid", image["filename"]))),
                 "split": image["split"],
             }

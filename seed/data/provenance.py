@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-CONFIG_FILE = "config.json"
-WEIGHT_FILES = "model*.safetensors*"  # as transformers names them: one file, or shards and their index
+from ..repository_seed import CONFIG_FILE, remove_weights, turn
 
 
 def weight_hash(module: torch.nn.Module) -> str:
@@ -60,19 +59,12 @@ def replace_into(partial: Path, output: Path) -> None:
         )
     output.mkdir(parents=True, exist_ok=True)
     (output / CONFIG_FILE).unlink(missing_ok=True)
-    for stale in output.glob(WEIGHT_FILES):
-        stale.unlink()
-    for item in sorted(partial.iterdir(), key=_turn):
+    remove_weights(output)
+    for item in sorted(partial.iterdir(), key=turn):
         if item.is_dir():  # os.replace takes the place of files and empty folders only
             shutil.rmtree(output / item.name, ignore_errors=True)
         os.replace(item, output / item.name)
     partial.rmdir()
-
-
-def _turn(item: Path) -> tuple[bool, bool, bool]:
-    """Sorts: everything else, weights, their index, the config."""
-    is_weight = item.match(WEIGHT_FILES)
-    return item.name == CONFIG_FILE, is_weight and item.suffix == ".json", is_weight
 
 
 __all__ = ["hash_tensors", "preprocessing_hash", "replace_into", "weight_hash", "write_atomically"]

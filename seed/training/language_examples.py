@@ -13,12 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-import yaml
 from torch.utils.data import Dataset
-from transformers import TrainingArguments
 
 from ..data.codes import CodesMetadata, codes_schema, read_codes, read_metadata
-from .recipes import build_recipe, check_recipe_keys
+from .recipes import build_recipe, check_training, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -94,12 +92,10 @@ def load_language_recipe(path: str | Path) -> LanguageRecipe:
         ValueError: not a mapping; an unknown or a missing key or task; a dtype of the frozen weights that training
             does not compute in.
     """
-    values = yaml.safe_load(Path(path).read_text())
-    if not isinstance(values, dict):
-        raise ValueError(f"The recipe {path} is not a mapping of keys to values.")
+    values = read_yaml(path)
     values["lora"] = build_recipe(LoraRecipe, values.get("lora", {}), f"{path}: lora")
     recipe = build_recipe(LanguageRecipe, values, str(path))
-    check_recipe_keys(recipe.training, TrainingArguments, f"{path}: training")
+    check_training(recipe, path)
     unknown = sorted(recipe.tasks.keys() - TASKS.keys())
     if unknown or not recipe.tasks:
         raise ValueError(f"{path}: tasks are {list(recipe.tasks)}; expected some of {', '.join(TASKS)}.")
@@ -131,11 +127,12 @@ class LanguageFile:
     | `instruction` | `messages`: list of `{role, content}`, see [`SeedProcessor.instruction_example`] |
     | `text` | `text`; what does not fit is cut off |
 
-    A file of text alone, as examples/build_text.py writes it, has no codes and needs no stamp. Rows without words (no
-    or empty captions, question, answers, segments, messages or text) are left out, and one warning counts them. Every
-    row is a picture (or a question, document, ...) of its own, whatever its `id`: shards may count theirs from 0 each.
-    Only in a file with a column `view`, as [`write_views`] writes it, are rows of one `id` views of one picture, the
-    first of them the picture itself; an epoch takes one of them.
+    A file of text alone, as examples/build_text.py writes it, has no codes and needs no stamp. Rows without a task's
+    words (no or empty captions, question, answers, segments, messages or text) are left out of that task, and one
+    warning counts them; a task whose column is of another type, or empty, is left out where the file serves others.
+    Every row is a picture (or a question, document, ...) of its own, whatever its `id`: shards may count theirs from 0
+    each. Only in a file with a column `view`, as [`write_views`] writes it, are rows of one `id` views of one picture,
+    the first of them the picture itself; an epoch takes one of them.
 
     Args:
         path: as `seed tokenize` and examples/build_codes.py write it.
@@ -144,7 +141,7 @@ class LanguageFile:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no columns of any task, or not of the type above; questions without answers; no row with words;
+        ValueError: no columns of any task, or none of the type above; questions without answers; no row with words;
             codes that another image tokenizer made, that do not say which did, or that are out of range; the message
             names the file and what to do.
     """
@@ -173,20 +170,38 @@ class LanguageFile:
             self.codes = file.codes.numpy().astype(np.int32)
             if VIEW_COLUMN in columns and "question" not in columns:  # several questions about one picture are no views
                 ids = np.asarray(file.ids)
-        usable = _usable_rows(self.table, str(path))
-        self.rows = np.flatnonzero(usable)
-        if not usable.all():
-            logger.warning("%s: %d of %d rows have no words and are left out.", path, (~usable).sum(), len(usable))
-        if not usable.any():
-            raise ValueError(f"{path}: no row has the words that {' or '.join(self.tasks)} examples need.")
-        self.views = _group(ids[self.rows], self.rows)
+        self.views, faults = {}, {}
+        for column in dict.fromkeys(TASKS[task] for task in self.tasks):
+            names = " and ".join(task for task in self.tasks if TASKS[task] == column)
+            try:
+                usable = _usable_rows(self.table, column, str(path))
+            except ValueError as error:
+                faults[names] = str(error)
+                continue
+            rows = np.flatnonzero(usable)
+            if not len(rows):
+                faults[names] = f"{path}: no row has the words that {names} examples need."
+                continue
+            if len(rows) < len(usable):
+                logger.warning(
+                    "%s: %d of %d rows have no words for %s examples and are left out of those.",
+                    path, len(usable) - len(rows), len(usable), names,
+                )  # fmt: skip
+            views = _group(ids[rows], rows) if column == "captions" else rows[:, None]
+            self.views |= {task: views for task in self.tasks if TASKS[task] == column}
+        if not self.views:
+            raise ValueError(" ".join(faults.values()))
+        for names, fault in faults.items():
+            logger.warning("%s This file serves no %s examples.", fault, names)
+        self.tasks = [*self.views]
 
-    def __len__(self) -> int:
-        return len(self.views)
+    def count(self, task: str) -> int:
+        """How many pictures or rows there are for a task."""
+        return len(self.views[task])
 
     def example(self, processor, task: str, number: int, rng: np.random.Generator, recipe: LanguageRecipe) -> dict:
         """The example that picture (or row) `number` gives, with its `name`."""
-        views = self.views[number]
+        views = self.views[task][number]
         plain = task == "drawing" and not recipe.augmented_drawings
         row = int(views[0 if plain else rng.integers(len(views))])
         name = f"{self.path.name}, row {row}"
@@ -256,7 +271,7 @@ class LanguageDataset(Dataset):
                 )
         self.files = {task: [file for file in files if task in file.tasks] for task in self.tasks}
         self.offsets = {
-            task: np.cumsum([0] + [len(file) for file in files_of]) for task, files_of in self.files.items()
+            task: np.cumsum([0] + [file.count(task) for file in files_of]) for task, files_of in self.files.items()
         }
         for task in self.tasks:
             if not self.offsets[task][-1]:
@@ -350,14 +365,16 @@ def write_views(
     os.replace(temporary, path)
 
 
-def _usable_rows(table: pa.Table, where: str) -> np.ndarray:
-    """Which rows have words in every column that examples are made of, `(rows,)` bool."""
-    names = set(table.column_names)
-    if "question" in names and not names & {"answer", "answers"}:
-        raise ValueError(f"{where}: has a column 'question' but neither 'answer' nor 'answers'.")
+def _usable_rows(table: pa.Table, column: str, where: str) -> np.ndarray:
+    """Which rows have words for the tasks that read `column`, `(rows,)` bool."""
+    names = [column]
+    if column == "question":
+        answers = [name for name in ("answers", "answer") if name in table.column_names]
+        if not answers:
+            raise ValueError(f"{where}: has a column 'question' but neither 'answer' nor 'answers'.")
+        names.append(answers[0])  # `answers` is read where both are there
     usable = np.ones(len(table), dtype=bool)
-    # `answers` is read where both are there.
-    for name in names - ({"answer"} if "answers" in names else set()):
+    for name in names:
         kind = table.schema.field(name).type
         is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
         if name in ("segments", "messages"):

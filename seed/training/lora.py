@@ -30,6 +30,23 @@ VOCABULARY_FILE = "seed_vocabulary.json"
 _VOCABULARY = ("text_vocab_size", "codebook_size", "code_dim", "num_codes", "image_tokenizer_hash", "code_embeddings")
 
 
+_ADAPTER_CARD = """\
+---
+base_model: {base}
+library_name: peft
+---
+
+LoRA weights of a SEED language model with its visual modules. They go on {base}, extended by the visual tokens:
+
+    from seed.training.lora import load_adapter, merge
+
+    model = load_adapter(model, "this folder")  # or merge(load_adapter(...))
+
+Where {base} is a plain text model, `examples/train_language.py --model` with this folder extends it in the same way;
+the merged model lies in the folder above. peft and the Auto classes alone would leave the visual tokens out.
+"""
+
+
 def open_language_model(
     name: str | Path,
     image_tokenizer: SeedModel,
@@ -138,7 +155,7 @@ def load_adapter(model: SeedLanguageModelMixin, folder: str | Path, trainable: b
 
 def save_adapter(model: PeftModel, folder: str | Path, base_model: str) -> None:
     """
-    Saves LoRA weights and visual modules alone, all or nothing.
+    Saves LoRA weights and visual modules of the active adapter alone, all or nothing.
 
     Args:
         base_model: folder or Hub id of the frozen model, as given to `open_language_model`.
@@ -146,11 +163,17 @@ def save_adapter(model: PeftModel, folder: str | Path, base_model: str) -> None:
     folder = Path(folder)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    config = model.peft_config[model.active_adapter]
+    name = model.active_adapter
+    config = model.peft_config[name]
     config.base_model_name_or_path = base_model
     # False: peft would otherwise compare vocabularies and store the frozen text embedding, too.
-    model.save_pretrained(partial, save_embedding_layers=False)
+    model.save_pretrained(partial, save_embedding_layers=False, selected_adapters=[name])
     config.base_model_name_or_path = ""
+    if name != "default":  # which peft puts into a folder of that name
+        for file in (partial / name).iterdir():
+            os.replace(file, partial / file.name)
+        (partial / name).rmdir()
+    (partial / "README.md").write_text(_ADAPTER_CARD.format(base=base_model), encoding="utf-8")
     vocabulary = _vocabulary(model.get_base_model()) | {"base_model": base_model}
     write_atomically(partial / VOCABULARY_FILE, json.dumps(vocabulary, indent=2) + "\n")
     earlier = folder.with_name(folder.name + ".earlier")

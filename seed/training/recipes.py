@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import TrainingArguments
@@ -12,6 +12,15 @@ from ..configuration_seed import SeedConfig, SeedQFormerConfig
 from ..image_processing_seed import SeedImageProcessorPil
 
 T = TypeVar("T")
+# Of `TrainingArguments`, what is said elsewhere.
+_DECIDED = {
+    "output_dir": "--output says where",
+    "max_steps": "the recipe's epochs or --max-steps says how long",
+    "num_train_epochs": "the recipe's epochs or --max-steps says how long",
+    "remove_unused_columns": "the scripts need every column",
+    "eval_strategy": "no script evaluates while it trains; `seed evaluate` does afterwards",
+}
+_TYPE_NAMES = {float: "a number", int: "a whole number", bool: "true or false", str: "text", type(None): "nothing"}
 
 
 @dataclass
@@ -66,18 +75,30 @@ def load_recipe(path: str | Path) -> StageRecipe:
         FileNotFoundError: no such file.
         ValueError: not a mapping, an unknown or a missing key; the message names it and the keys that exist.
     """
-    path = Path(path)
-    values = yaml.safe_load(path.read_text())
-    if not isinstance(values, dict):
-        raise ValueError(f"The recipe {path} is not a mapping of keys to values.")
+    values = read_yaml(path)
     values["data"] = build_recipe(DataRecipe, values.get("data", {}), f"{path}: data")
     recipe = build_recipe(StageRecipe, values, str(path))
     check_recipe_keys(recipe.model, SeedConfig, f"{path}: model")
     _check_keys(recipe.image_processor, _processor_settings(), f"{path}: image_processor")
     for part in ("qformer_config", "reverse_qformer_config"):
         check_recipe_keys(recipe.model.get(part, {}), SeedQFormerConfig, f"{path}: model.{part}")
-    check_recipe_keys(recipe.training, TrainingArguments, f"{path}: training")
+    check_training(recipe, path)
     return recipe
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML, or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"The recipe {path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"The recipe {path} is not a mapping of keys to values.")
+    return values
 
 
 def apply_head_settings(head, settings: dict[str, Any]) -> None:
@@ -96,7 +117,27 @@ def apply_head_settings(head, settings: dict[str, Any]) -> None:
     for name, value in settings.items():
         if name not in known:
             raise ValueError(f"Unknown key {name!r} in the recipe's head; {type(head).__name__} has {known}.")
+        _check_type(value, float | bool, f"{name!r} in the recipe's head")
         setattr(head, name, value)
+
+
+def check_training(recipe, path: str | Path) -> None:
+    """
+    Args:
+        recipe: with `epochs` and `training`.
+
+    Raises:
+        ValueError: no epochs; under `training` a key that `TrainingArguments` does not have, or that is decided
+            elsewhere.
+    """
+    if recipe.epochs <= 0:
+        raise ValueError(f"{path}: epochs is {recipe.epochs}; expected more than 0.")
+    check_recipe_keys(recipe.training, TrainingArguments, f"{path}: training")
+    for item in dataclasses.fields(TrainingArguments):
+        if isinstance(recipe.training.get(item.name), str) and type(item.default) in (int, float):
+            _check_type(recipe.training[item.name], float, f"{item.name!r} in the recipe {path}: training")
+    for key in _DECIDED.keys() & recipe.training.keys():
+        raise ValueError(f"{key!r} does not belong in the recipe {path}: training: {_DECIDED[key]}.")
 
 
 def check_recipe_keys(values: dict[str, Any], cls: type, where: str) -> None:
@@ -108,6 +149,8 @@ def check_recipe_keys(values: dict[str, Any], cls: type, where: str) -> None:
 
 
 def _check_keys(values: dict[str, Any], known: set[str], where: str) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"The recipe {where} is {values!r}; expected keys with values.")
     unknown = sorted(values.keys() - known)
     if unknown:
         raise ValueError(f"Unknown key {unknown[0]!r} in the recipe {where}; expected some of {sorted(known)}.")
@@ -123,10 +166,10 @@ def build_recipe(cls: type[T], values: dict[str, Any], where: str) -> T:
     The dataclass `cls` from a mapping that was read.
 
     Raises:
-        ValueError: an unknown or a missing key.
+        ValueError: an unknown or a missing key, or a value of another type.
     """
-    known = {item.name: item for item in dataclasses.fields(cls)}
     check_recipe_keys(values, cls, where)
+    known = {item.name: item for item in dataclasses.fields(cls)}
     required = {
         name
         for name, item in known.items()
@@ -135,4 +178,26 @@ def build_recipe(cls: type[T], values: dict[str, Any], where: str) -> T:
     missing = sorted(required - values.keys())
     if missing:
         raise ValueError(f"The recipe {where} lacks the key {missing[0]!r}.")
+    types = get_type_hints(cls)
+    for name, value in values.items():
+        _check_type(value, types[name], f"{name!r} in the recipe {where}")
     return cls(**values)
+
+
+def _check_type(value, expected, what: str) -> None:
+    if get_origin(expected) is dict:
+        inner = get_args(expected)[1]
+        if not isinstance(value, dict):
+            raise ValueError(f"{what} is {value!r}; expected keys with values.")
+        for key, item in value.items():
+            if inner is not Any:
+                _check_type(item, inner, f"{key!r} of {what}")
+        return
+    known = get_args(expected) or (expected,)
+    if float in known:
+        known = (*known, int)
+    fits = isinstance(value, known) and (bool in known or not isinstance(value, bool))
+    if not fits:
+        hint = " (YAML reads 1e-3 as text; write 1.0e-3)" if isinstance(value, str) and float in known else ""
+        names = " or ".join(_TYPE_NAMES.get(kind, kind.__name__) for kind in get_args(expected) or (expected,))
+        raise ValueError(f"{what} is {value!r}; expected {names}{hint}.")

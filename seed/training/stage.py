@@ -1,6 +1,7 @@
 """What the training scripts share: their arguments, the data they open, the run they make."""
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
@@ -65,6 +66,18 @@ def read_recipe(path: str) -> StageRecipe:
     recipe = load_recipe(path)
     set_seed(recipe.training.get("seed", 42))
     return recipe
+
+
+def read_config(init: str, recipe: StageRecipe, use_code_branch: bool) -> SeedConfig:
+    """
+    The configuration of the model that a stage starts from, with the recipe's overrides.
+
+    Raises:
+        ValueError: they do not fit each other.
+    """
+    config = SeedConfig.from_pretrained(init, use_code_branch=use_code_branch, **recipe.model)
+    SeedConfig.from_dict(config.to_dict())  # checks the values; overrides alone are set without
+    return config
 
 
 def load_vision_model(source: str, image_size: int):
@@ -152,6 +165,7 @@ def _identity(dataset) -> str:
 
 def _usable_rows_once(dataset, identity: str, memory: Path) -> list[int]:
     """`_usable_rows`, remembered in a file of the run's folder, so that resuming does not open every picture again."""
+    identity = hashlib.sha256(f"{identity} {_file_states(dataset)}".encode()).hexdigest()
     with process_state().main_process_first():
         if memory.exists():
             found = json.loads(memory.read_text(encoding="utf-8"))
@@ -161,6 +175,17 @@ def _usable_rows_once(dataset, identity: str, memory: Path) -> list[int]:
         memory.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(memory, json.dumps({"identity": identity, "rows": rows}))
         return rows
+
+
+def _file_states(dataset) -> str:
+    """Hash of the sizes and times of pictures that are files, so that one which is mended or broken is noticed."""
+    digest = hashlib.sha256()
+    for image in dataset["image"]:
+        if image and image.get("bytes") is None and image.get("path"):
+            with contextlib.suppress(OSError):
+                state = os.stat(image["path"])
+                digest.update(f"{state.st_size} {state.st_mtime_ns} ".encode())
+    return digest.hexdigest()
 
 
 def _usable_rows(dataset) -> list[int]:

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-import yaml
 from torch.utils.data import Dataset
-from transformers import GPT2Tokenizer, OPTConfig, PreTrainedTokenizerBase, TrainingArguments
+from transformers import GPT2Tokenizer, OPTConfig, PreTrainedTokenizerBase
 
-from .recipes import build_recipe, check_recipe_keys
+from .recipes import build_recipe, check_recipe_keys, check_training, read_yaml
 
 TOKENIZER_BATCH = 4096  # documents tokenized at once
 
@@ -47,12 +46,10 @@ def load_text_model_recipe(path: str | Path) -> TextModelRecipe:
         FileNotFoundError: no such file.
         ValueError: not a mapping, an unknown or a missing key, or blocks longer than the model's positions.
     """
-    values = yaml.safe_load(Path(path).read_text())
-    if not isinstance(values, dict):
-        raise ValueError(f"The recipe {path} is not a mapping of keys to values.")
+    values = read_yaml(path)
     recipe = build_recipe(TextModelRecipe, values, str(path))
     check_recipe_keys(recipe.model, OPTConfig, f"{path}: model")
-    check_recipe_keys(recipe.training, TrainingArguments, f"{path}: training")
+    check_training(recipe, path)
     positions = OPTConfig(**recipe.model).max_position_embeddings
     if recipe.block_length > positions:
         raise ValueError(

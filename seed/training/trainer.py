@@ -118,7 +118,7 @@ class SeedTrainer(RunTrainer):
             logs |= {name: round(float(torch.stack(values).float().mean()), 4) for name, values in self._terms.items()}
             self._terms.clear()
             if self._code_counts is not None:
-                usage = codebook_usage(self._code_counts)
+                usage = codebook_usage(self.accelerator.reduce(self._code_counts))
                 logs |= {f"codebook_{name}": round(value, 4) for name, value in usage.items()}
                 self._code_counts = None
         super().log(logs, *args, **kwargs)

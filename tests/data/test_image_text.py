@@ -412,6 +412,47 @@ def test_a_table_with_an_unclosed_quote_is_named(tmp_path, name, rows):
         load_image_text(tmp_path if name == "metadata.csv" else tmp_path / name)
 
 
+@both_ways
+def test_pictures_that_parquet_names_lie_in_the_root(tmp_path, streaming, monkeypatch):
+    save(tmp_path / "pictures/a.png", "red")
+    save(tmp_path / "a.png", "blue")  # where the command happens to run
+    monkeypatch.chdir(tmp_path)
+    for folder, name, root in (("x", "a.png", "pictures"), ("pictures", "a.png", None)):
+        path = tmp_path / folder / "a.parquet"
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"image": [{"bytes": None, "path": name}], "captions": [["x"]], "id": [7]}), path)
+        dataset = load_image_text(path, image_root=root, streaming=streaming)
+        assert contents(dataset) == {("x",): "red"} and next(iter(dataset))["id"] == "7"
+    pq.write_table(pa.table({"image": ["../a.png"], "captions": [["x"]]}), path)
+    with pytest.raises(SchemaError, match="'../a.png' is outside of"):
+        list(load_image_text(path, streaming=streaming))
+
+
+def test_an_image_folder_of_splits_needs_one(tmp_path):
+    for split, color in (("train", "red"), ("test", "blue")):
+        save(tmp_path / split / "a.png", color)
+        (tmp_path / split / "a.txt").write_text(split)
+    with pytest.raises(ValueError, match="has several splits; pass split, one of test, train"):
+        load_image_text(tmp_path)
+    assert contents(load_image_text(tmp_path, split="train")) == {("train",): "red"}
+
+
+@both_ways
+def test_captions_without_words_are_none(tmp_path, streaming):
+    write_parquet(tmp_path / "a.parquet", [["a", None], [None], ["  ", " b "]])
+    report, dataset = SkipReport(), load_image_text(tmp_path / "a.parquet", streaming=streaming)
+    assert [row["captions"] for row in iter_valid(dataset, report)] == [["a"], ["b"]]
+    assert report.faults == {"no caption": 1}
+
+
+def test_a_caption_that_is_no_text_is_none(tmp_path):
+    save(tmp_path / "a/0.png", "red")
+    (tmp_path / "a/metadata.jsonl").write_text('{"file_name": "0.png", "caption": 5}')
+    assert load_image_text(tmp_path / "a")[0]["captions"] == []
+    write_shard(tmp_path / "a.tar", {"1": {"png": png("red"), "json": b'{"caption": 5}'}})
+    assert load_image_text(tmp_path / "a.tar")[0]["captions"] == []
+
+
 def test_quotation_marks_that_close_are_read_as_usual(tmp_path):
     for number in range(4):
         save(tmp_path / f"{number}.png", "red")

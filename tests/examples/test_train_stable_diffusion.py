@@ -89,6 +89,21 @@ def test_a_resumed_run_repeats_the_unbroken_one(script, data, trained, tmp_path)
             torch.testing.assert_close(resumed[key], value, rtol=0, atol=0, msg=lambda m, key=key: f"{key}: {m}")
 
 
+def test_a_run_that_resumes_keeps_its_vocabulary(script, data, tmp_path, monkeypatch):
+    """Pieces that are equally frequent are chosen differently in each process; here the second start finds others."""
+    arguments = ["--recipe", str(SMOKE), "--data", str(data), "--output", str(tmp_path / "out")]
+    script.main(arguments)
+    before = (tmp_path / "out/tokenizer/tokenizer.json").read_bytes()
+    train = script.train_tokenizer
+    monkeypatch.setattr(script, "train_tokenizer", lambda captions, size: train(["zebra zebras"] * 9, size))
+    script.main(arguments)
+    assert (tmp_path / "out/tokenizer/tokenizer.json").read_bytes() == before
+    shutil.rmtree(tmp_path / "out/text_tokenizer")
+    with pytest.raises(ValueError, match="text.checkpoint.* is of another run: it differs in vocabulary"):
+        script.main(arguments)
+    assert (tmp_path / "out/tokenizer/tokenizer.json").read_bytes() == before
+
+
 def test_an_export_cut_short_is_made_again(script, data, tmp_path, monkeypatch):
     command = ["--recipe", str(SMOKE), "--data", str(data), "--output", str(tmp_path), "--stage", "vae"]
 

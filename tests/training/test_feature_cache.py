@@ -113,6 +113,9 @@ def test_a_run_that_resumes_does_not_open_every_picture_again(tmp_path, monkeypa
     monkeypatch.setattr(stage, "load_image", lambda source: PICTURES[0])
     other = dataset.remove_columns("id").add_column("id", ["a", "c"])
     assert stage._usable_rows_once(other, stage._identity(other), memory) == [0, 1]
+    PICTURES[0].save(tmp_path / "b.png")  # mended since
+    monkeypatch.undo()
+    assert stage._usable_rows_once(dataset, stage._identity(dataset), memory) == [0, 1]
     before = stage._identity(dataset)
     PICTURES[1].save(tmp_path / "b.png")
     assert stage._identity(dataset) != before, "the same names and captions, another picture"

@@ -141,14 +141,14 @@ def test_pictures_that_share_an_id_are_no_views(tmp_path, processor):
     """As `seed tokenize a.tar b.tar` writes them where both shards count from 0."""
     rows = [{"id": f"{i % 2:05d}", "codes": CODES[i], "captions": [f"red {i}"]} for i in range(4)]
     file = open_file(write(tmp_path / "codes.parquet", rows))
-    assert len(file) == 4
+    assert file.count("caption") == 4
     run = dataset(processor, [file], {"drawing": 1}, caption_dropout=0.0, augmented_drawings=False)
     assert sorted(CODES.index(read(processor, run[position])[1]) for position in range(4)) == [0, 1, 2, 3]
 
 
 def test_several_questions_about_one_picture_all_come(tmp_path):
     rows = [{"id": "p", "codes": CODES[0], "question": f"what is {i}", "answer": "a dog"} for i in range(3)]
-    assert len(open_file(write(tmp_path / "questions.parquet", rows))) == 3
+    assert open_file(write(tmp_path / "questions.parquet", rows)).count("question") == 3
 
 
 def test_questions_documents_and_instructions(tmp_path, processor):
@@ -257,6 +257,7 @@ def test_shipped_recipes_are_valid(path):
             "tiny_fourth": {"question", "text"},
             "tiny_sixth": {"question", "text"},
             "tiny_seventh": {"question", "text"},
+            "tiny_eighth": {"question", "text"},
             "position_scales": {"question", "text"},
         }.get(path.stem, set())
     assert set(load_language_recipe(path).tasks) == expected | further
@@ -319,7 +320,7 @@ def test_rows_without_words_are_left_out_and_counted(tmp_path, processor, caplog
     with caplog.at_level(logging.WARNING):
         file = open_file(write(tmp_path / "codes.parquet", rows))
     assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
-        "3 of 6 rows have no words and are left out."
+        "3 of 6 rows have no words for caption and drawing examples and are left out of those."
     ]
     run = dataset(processor, [file], {"caption": 1}, examples=60, first_caption_probability=0.5)
     assert {(CODES.index(codes), words) for _, codes, words in (read(processor, run[i]) for i in range(60))} == {
@@ -332,16 +333,67 @@ def test_rows_without_words_are_left_out_and_counted(tmp_path, processor, caplog
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         file = open_file(write(tmp_path / "questions.parquet", rows))
-    assert "4 of 6 rows have no words" in caplog.text
+    assert "4 of 6 rows have no words for question examples" in caplog.text
     run = dataset(processor, [file], {"question": 1}, examples=20)
     expected = [processor.question_example(CODES[0], "?", "a"), processor.question_example(CODES[3], "?", "b")]
     assert {str(run[i]["input_ids"]) for i in range(20)} == {str(example["input_ids"]) for example in expected}
 
     single = [{"codes": CODES[i], "question": "?", "answer": ["a", None, ""][i]} for i in range(3)]
-    assert len(open_file(write(tmp_path / "single.parquet", single))) == 1
-    assert len(open_file(write(tmp_path / "documents.parquet", [{"segments": [{"text": "a"}]}, {"segments": []}]))) == 1
-    with pytest.raises(ValueError, match="empty.parquet: no row has the words that caption or drawing examples need"):
+    assert open_file(write(tmp_path / "single.parquet", single)).count("question") == 1
+    documents = open_file(write(tmp_path / "documents.parquet", [{"segments": [{"text": "a"}]}, {"segments": []}]))
+    assert documents.count("document") == 1
+    with pytest.raises(ValueError, match="empty.parquet: no row has the words that caption and drawing examples need"):
         open_file(write(tmp_path / "empty.parquet", [{"codes": CODES[0], "captions": [""]}]))
+
+
+def test_a_row_serves_the_tasks_that_it_has_words_for(tmp_path, processor, caplog):
+    rows = [{"codes": CODES[i], "captions": [f"red {i}"], "text": "a dog" if i == 1 else None} for i in range(4)]
+    file = open_file(write(tmp_path / "codes.parquet", rows))
+    assert {task: file.count(task) for task in file.tasks} == {"caption": 4, "drawing": 4, "text": 1}
+    run = dataset(processor, [file], {"caption": 1, "text": 4}, examples=8)
+    found = [run[position] for position in range(8)]
+    said = Counter(read(processor, example)[2] for example in found if len(example["input_ids"]) > 32)
+    assert said == {f"A photo of red {i}": 1 for i in range(4)}
+
+
+@pytest.mark.parametrize(
+    "column, message",
+    [
+        ({"question": "what"}, "a column 'question' but neither 'answer' nor 'answers'"),
+        ({"text": 3}, "column 'text' holds int64; expected texts"),
+        ({"messages": "hello"}, "column 'messages' holds string; expected lists"),
+        ({"segments": []}, "no row has the words that document examples need"),
+    ],
+)
+def test_a_column_of_another_kind_spoils_its_own_task_only(tmp_path, processor, caplog, column, message):
+    with caplog.at_level(logging.WARNING):
+        file = open_file(write(tmp_path / "codes.parquet", [{"codes": CODES[0], "captions": ["a"]} | column]))
+    assert file.tasks == ["caption", "drawing"] and message in caplog.text and "serves no" in caplog.text
+    with pytest.raises(ValueError, match=message):
+        open_file(write(tmp_path / "alone.parquet", [{"codes": CODES[0]} | column]))
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("epochs: 1\ntraining:\ntasks: {caption: 1}", "'training' in the recipe .* is None; expected keys with values"),
+        ("epochs: 1\ntraining: {}\ntasks: [caption]", "'tasks' .* is \\['caption'\\]; expected keys with values"),
+        ("epochs: ten\ntraining: {}\ntasks: {caption: 1}", "'epochs' .* is 'ten'; expected a number"),
+        ("epochs: 1e1\ntraining: {}\ntasks: {caption: 1}", "write 1.0e-3"),
+        ("epochs: 0\ntraining: {}\ntasks: {caption: 1}", "epochs is 0; expected more than 0"),
+        ("epochs: 1\ntraining: {}\ntasks: {caption: often}", "'caption' of 'tasks' .* is 'often'; expected a number"),
+        ("epochs: 1\ntraining: {}\ntasks: {caption: 1}\nlora:", "lora is None; expected keys with values"),
+        ("epochs: 1\ntraining: {}\ntasks: {caption: 1}\ncapacity: 1.5", "'capacity' .* expected a whole number"),
+        ("epochs: 1\ntraining: {}\ntasks: {caption: 1}\naugmented_drawings: 1", "expected true or false"),
+        ("epochs: 1\ntraining: {max_steps: 5}\ntasks: {caption: 1}", "'max_steps' does not belong .* --max-steps"),
+        ("epochs: 1\ntraining: {num_train_epochs: 3}\ntasks: {caption: 1}", "'num_train_epochs' does not belong"),
+        ("epochs: 1\ntraining: {eval_strategy: steps}\ntasks: {caption: 1}", "no script evaluates while it trains"),
+    ],
+)
+def test_a_recipe_of_other_types_is_refused(tmp_path, text, message):
+    (tmp_path / "recipe.yaml").write_text(text + "\n")
+    with pytest.raises(ValueError, match=message):
+        load_language_recipe(tmp_path / "recipe.yaml")
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,21 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(tmp_path, caplog):
     assert (output / "checkpoints" / "checkpoint-1").is_dir()
 
 
+def test_label_smoothing_shifts_the_labels(tmp_path, monkeypatch):
+    """Of a vanishing amount it changes nothing; Trainer shifts for models that it knows only."""
+    losses = []
+    step = language_stage.RunTrainer.training_step
+
+    def noted(self, *args, **kwargs):
+        losses.append(float(step(self, *args, **kwargs)))
+        return torch.tensor(losses[-1])
+
+    monkeypatch.setattr(language_stage.RunTrainer, "training_step", noted)
+    for factor in (0, 1e-9):
+        run(tmp_path / str(factor) / "out", training=TRAINING | {"label_smoothing_factor": factor})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ["is_fsdp_enabled", "is_deepspeed_enabled"])
 def test_sharded_training_is_refused(tmp_path, monkeypatch, name):
     class Sharded(language_stage.RunTrainer):

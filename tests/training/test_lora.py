@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_language import tiny_language_model, tiny_processor, tiny_text_tokenizer
 from tiny_repository import make_seed_model
@@ -120,6 +121,36 @@ def test_an_adapter_for_another_vocabulary_is_refused(tmp_path):
     load_adapter(tiny_language_model(), tmp_path / "adapter")
     with pytest.raises(FileNotFoundError, match="seed_vocabulary.json is missing"):
         load_adapter(tiny_language_model(), tmp_path)
+
+
+def test_of_several_adapters_the_active_one_is_saved(batch, tmp_path):
+    expected = {}
+    for name, seed in (("a", 1), ("b", 2)):
+        lora = add_lora(tiny_language_model(), LORA)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in lora.parameters():
+                if parameter.requires_grad:
+                    parameter.normal_(std=0.2)
+        expected[name] = logits(lora, batch)
+        save_adapter(lora, tmp_path / name, "the-text-model")
+    both = load_adapter(tiny_language_model(), tmp_path / "a")
+    both.load_adapter(tmp_path / "b", "b")
+    both.set_adapter("b")
+    save_adapter(both, tmp_path / "saved", "the-text-model")
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == sorted(
+        path.name for path in (tmp_path / "a").iterdir()
+    )
+    found = logits(load_adapter(tiny_language_model(), tmp_path / "saved"), batch)
+    torch.testing.assert_close(found, expected["b"], rtol=0, atol=0)
+    assert not torch.allclose(found, expected["a"], atol=1e-2)
+
+
+def test_peft_alone_does_not_lose_code_embeddings_in_silence(batch, tmp_path):
+    save_adapter(add_lora(tiny_language_model(code_embeddings=True), LORA), tmp_path / "adapter", "the-text-model")
+    with pytest.raises(RuntimeError, match="the adapter has code embeddings, and this model has none.*load_adapter"):
+        PeftModel.from_pretrained(tiny_language_model(), tmp_path / "adapter")
+    assert "load_adapter" in (tmp_path / "adapter" / "README.md").read_text()
 
 
 def test_code_embeddings_are_trained_saved_and_merged(batch, tmp_path):

@@ -31,4 +31,6 @@ def test_codes_of_cached_views_are_those_of_the_model(tmp_path):
     stored = read_codes(tmp_path / "codes.parquet", 64, 32)
     assert stored.metadata == metadata and torch.equal(stored.codes.reshape(6, 2, 32), codes)
     file = LanguageFile(tmp_path / "codes.parquet", model.codes_hash(), 64, 32)
-    assert len(file) == 6 and [list(views) for views in file.views] == [[2 * i, 2 * i + 1] for i in range(6)]
+    assert file.count("caption") == 6 and [list(views) for views in file.views["caption"]] == [
+        [2 * i, 2 * i + 1] for i in range(6)
+    ]
