@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="image-text data")
     parser.add_argument("--split", help="of --data, where it holds several")
-    parser.add_argument("--image-root", help="folder of the pictures that JSON files and tables name")
+    parser.add_argument("--image-root", help="folder of the pictures that JSON, Parquet files and tables name")
     parser.add_argument("--model", required=True, help="SEED repository or image tokenizer")
     parser.add_argument("--views", type=int, required=True, help="of each picture, the picture itself included")
     parser.add_argument("--feature-cache", required=True, help="folder for vision features, as of the training stages")

@@ -495,9 +495,10 @@ class SeedModel(SeedPreTrainedModel):
         digest = hashlib.sha256()
         tensors = self.state_dict()
         if any(tensor.is_meta for tensor in tensors.values()):  # offloaded, which needs accelerate
-            from accelerate.utils import get_state_dict_offloaded_model
+            from accelerate.utils.modeling import get_state_dict_offloaded_model
 
-            tensors = get_state_dict_offloaded_model(self)
+            own = {name: own_tensor(self, name) for name in tensors if "." not in name}  # which it leaves out
+            tensors = get_state_dict_offloaded_model(self) | own
         for name, tensor in sorted(tensors.items()):
             if _MAKES_CODES.match(name) and not _READS_TEXT.match(name):
                 tensor = tensor.detach().cpu()

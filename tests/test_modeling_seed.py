@@ -444,7 +444,7 @@ def test_missing_files(broken, tmp_path):
 
 def test_codes_of_what_is_not_finite_are_refused(model):
     embeddings = torch.randn(2, model.config.num_codes, model.config.qformer_config.hidden_size)
-    embeddings[1, 3, 0] = float("inf")
+    embeddings[1, 3, 0] = float("nan")
     with pytest.raises(ValueError, match="not all finite, in torch.float32.*Use bfloat16 or float32"):
         model.get_image_tokens(causal_embeddings=embeddings)
 

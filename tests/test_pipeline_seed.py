@@ -380,8 +380,9 @@ def test_what_diffusers_users_pass_is_taken(seed_repository, tmp_path, codes):
     half.save_pretrained(tmp_path / "half", variant="fp16")
     again = SeedPipeline.from_pretrained(tmp_path / "half", dtype="float32", variant="fp16")
     assert again.unet.dtype == again.vae.dtype == torch.float32
+    assert SeedPipeline.from_pretrained(tmp_path / "half").unet.dtype == torch.float16  # there is no other variant
     with pytest.raises(OSError, match="incomplete or damaged"):
-        SeedPipeline.from_pretrained(tmp_path / "half")
+        SeedPipeline.from_pretrained(tmp_path / "half", variant="bf16")
     scheduler = EulerDiscreteScheduler()
     shared = SeedPipeline.from_pretrained(seed_repository, unet=half.unet, vae=half.vae, scheduler=scheduler)
     assert shared.unet is half.unet and shared.vae is half.vae and shared.scheduler is scheduler

@@ -48,7 +48,7 @@ def parse_arguments(
     parser.add_argument("--split", help="of --data, where they hold several")
     parser.add_argument("--extra-data", action="append", default=[], help="more of it, with fewer views per picture")
     parser.add_argument("--output", required=True, help="folder for the trained model and its checkpoints")
-    parser.add_argument("--image-root", help="folder of the pictures that JSON files and tables name")
+    parser.add_argument("--image-root", help="folder of the pictures that JSON, Parquet files and tables name")
     parser.add_argument(
         "--feature-cache", help="folder for cached vision features and their augmented views (default: neither)"
     )
