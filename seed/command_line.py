@@ -41,7 +41,9 @@ def add_decoder_option(parser: argparse.ArgumentParser) -> None:
 
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", help="of --data, where it cannot be told from the name (coco, karpathy, ...)")
-    parser.add_argument("--image-root", metavar="DIR", help="folder of the pictures that JSON, Parquet files and tables name")
+    parser.add_argument(
+        "--image-root", metavar="DIR", help="folder of the pictures that JSON, Parquet files and tables name"
+    )
 
 
 def add_judged_drawing_options(parser: argparse.ArgumentParser) -> None:
