@@ -307,7 +307,7 @@ class SeedModel(SeedPreTrainedModel):
         if causal_embeddings is None:
             causal_embeddings = self.get_causal_embeddings(pixel_values, vision_features)
         vectors = self.encode_causal_embeddings(causal_embeddings)
-        if not torch.compiler.is_compiling() and not torch.isfinite(vectors).all():
+        if not (torch.compiler.is_compiling() or vectors.is_meta or torch.isfinite(vectors).all()):
             raise ValueError(
                 f"The vectors to quantise are not all finite, in {vectors.dtype}: the weights are damaged, or the "
                 "computation overflows. Use bfloat16 or float32 instead of float16, or load the checkpoint again."
@@ -557,7 +557,7 @@ def _start_position_scales(num_codes: int, code_dim: int) -> torch.Tensor:
 def own_tensor(module: nn.Module, name: str) -> torch.Tensor:
     """A module's own parameter or buffer, also where accelerate has offloaded it and hands it out in forward only."""
     tensor = getattr(module, name)
-    if not tensor.is_meta:
+    if not tensor.is_meta or not hasattr(module, "_hf_hook"):
         return tensor
     module._hf_hook.pre_forward(module)
     tensor = getattr(module, name).clone()

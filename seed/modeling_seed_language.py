@@ -347,7 +347,7 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
         )
 
     def _word_to_pad_with(self) -> int:
-        ends = self.config.get_text_config().eos_token_id
+        ends = self.config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         return next((token for token in (*ends, self.config.bos_token_id) if token is not None), 0)
 

@@ -332,11 +332,11 @@ def convert_seed1(
         ValueError: an input lies in `output`. A file cannot be read, or the tensors do not make up the model; the error
             lists them by name. A text tokenizer of another vocabulary, or for no text branch.
     """
-    # A text tokenizer that is no folder here is a Hub id.
     counts = {"vision_heads": vision_heads, "qformer_heads": qformer_heads, "decoder_heads": decoder_heads}
     for name, count in (counts | {"vision_layers": vision_layers}).items():
         if count is not None and count < 1:
             raise ValueError(f"{name} is {count}; expected 1 or more.")
+    # A text tokenizer that is no folder here is a Hub id.
     inputs = [path for path in (vit, causal_qformer, seed_tokenizer, text_tokenizer) if path and Path(path).exists()]
     check_output(output, overwrite, inputs)
     checkpoint = Seed1Checkpoint.read(vit, causal_qformer, seed_tokenizer, vision_layers)
