@@ -35,7 +35,7 @@ def test_codes_of_views_are_made_once_and_a_killed_run_goes_on(tmp_path, seed_re
     stored = read_codes(tmp_path / "one.parquet", 64, 32).codes.reshape(6, 3, 32)
     assert (stored[:, 0] == expected).float().mean() > 0.9  # cached in float16
     file = LanguageFile(tmp_path / "one.parquet", model.codes_hash(), 64, 32)
-    assert [list(views) for views in file.views] == [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(6)]
+    assert [list(views) for views in file.views["caption"]] == [[3 * i, 3 * i + 1, 3 * i + 2] for i in range(6)]
 
 
 def test_trained_parts_become_one_repository(tmp_path, seed_repository):
