@@ -130,7 +130,10 @@ def open_sources(
         dataset = load_image_text(path, split=split, image_root=arguments.image_root)
         identity = _identity(dataset)
         memory = Path(arguments.output) / f"usable_rows-{number}.json"
-        dataset = dataset.select(_usable_rows_once(dataset, identity, memory))
+        rows = _usable_rows_once(dataset, identity, memory)
+        if len(rows) < len(dataset):  # whoever resumes needs the same ones
+            identity = hashlib.sha256(f"{identity} {rows}".encode()).hexdigest()
+        dataset = dataset.select(rows)
         images = [_Opener(dataset, row) for row in range(len(dataset))]
         captions = dataset["captions"]
         concepts = dataset["concept"] if "concept" in dataset.column_names else [c[0].casefold() for c in captions]
@@ -180,6 +183,8 @@ def _usable_rows_once(dataset, identity: str, memory: Path) -> list[int]:
 def _file_states(dataset) -> str:
     """Hash of the sizes and times of pictures that are files, so that one which is mended or broken is noticed."""
     digest = hashlib.sha256()
+    if len(dataset) and (dataset[0]["image"] or {}).get("bytes") is not None:
+        return ""  # in the data set itself, which is not read through for this
     for image in dataset["image"]:
         if image and image.get("bytes") is None and image.get("path"):
             with contextlib.suppress(OSError):
