@@ -125,7 +125,7 @@ def test_an_adapter_for_another_vocabulary_is_refused(tmp_path):
 
 def test_of_several_adapters_the_active_one_is_saved(batch, tmp_path):
     expected = {}
-    for name, seed in (("a", 1), ("b", 2)):
+    for name, seed in (("a", 1), ("b", 2), ("c", 3)):
         lora = add_lora(tiny_language_model(), LORA)
         torch.manual_seed(seed)
         with torch.no_grad():
@@ -134,10 +134,11 @@ def test_of_several_adapters_the_active_one_is_saved(batch, tmp_path):
                     parameter.normal_(std=0.2)
         expected[name] = logits(lora, batch)
         save_adapter(lora, tmp_path / name, "the-text-model")
-    both = load_adapter(tiny_language_model(), tmp_path / "a")
-    both.load_adapter(tmp_path / "b", "b")
-    both.set_adapter("b")
-    save_adapter(both, tmp_path / "saved", "the-text-model")
+    several = load_adapter(tiny_language_model(), tmp_path / "a")
+    for name in ("b", "c"):
+        several.load_adapter(tmp_path / name, name)
+    several.set_adapter("b")
+    save_adapter(several, tmp_path / "saved", "the-text-model")
     assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == sorted(
         path.name for path in (tmp_path / "a").iterdir()
     )
