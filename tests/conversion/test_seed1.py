@@ -307,6 +307,14 @@ def test_existing_output_is_kept_unless_overwritten(files, converted, tmp_path):
     assert os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("name", ["vision_heads", "qformer_heads", "decoder_heads", "vision_layers"])
+def test_counts_below_one_are_refused(files, tmp_path, name):
+    for count in (0, -1):
+        with pytest.raises(ValueError, match=f"{name} is {count}; expected 1 or more"):
+            convert_seed1(**files, output=tmp_path / "out", **(HEADS | {name: count}))
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_old_model_is_back_where_the_new_one_cannot_be_put(converted, tmp_path, monkeypatch):
     output = tmp_path / "out"
     shutil.copytree(converted, output)
