@@ -43,8 +43,8 @@ LoRA weights of a SEED language model with its visual modules. They go on {base}
     model = load_adapter(model, "this folder")  # or merge(load_adapter(...))
 
 Where {base} is a plain text model, `examples/train_language.py --model` with this folder extends it in the same way;
-the merged model lies in the folder above. peft and the Auto classes alone extend no text model, and give a model no code
-embeddings where the adapter has some.
+the merged model lies in the folder above. peft and the Auto classes alone extend no text model, and give a model no
+code embeddings where the adapter has some.
 """
 
 
