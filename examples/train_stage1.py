@@ -12,6 +12,7 @@ the paper's Table 1. Run it again with the same arguments to resume. Several pro
 examples/train_stage1.py ...`; negatives are gathered from all of them.
 """
 
+import torch
 from transformers import AutoTokenizer
 
 from seed import SeedForContrastiveLearning, SeedImageProcessorPil
@@ -29,7 +30,11 @@ def main() -> None:
 
     config = read_config(arguments.init, recipe, use_code_branch=False)
     head, info = SeedForContrastiveLearning.from_pretrained(
-        arguments.init, config=config, new_modules=("temperature",), output_loading_info=True
+        arguments.init,
+        config=config,
+        dtype=torch.float32,  # a packaged tokenizer is bfloat16, in which small updates are lost
+        new_modules=("temperature",),
+        output_loading_info=True,
     )
     start = {"model": loaded_hash(head, info["missing_keys"]), "text vocabulary": vocabulary_hash(tokenizer)}
     apply_head_settings(head, recipe.head)

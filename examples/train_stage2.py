@@ -10,6 +10,7 @@ computed before the training and kept where they fit in 4 GiB, else batch by bat
 Run it again with the same arguments to resume. Several processes: `accelerate launch examples/train_stage2.py ...`.
 """
 
+import torch
 from transformers import AutoTokenizer
 
 from seed import SeedForQuantization, SeedImageProcessorPil
@@ -56,7 +57,11 @@ def main() -> None:
     config = read_config(arguments.init, recipe, use_code_branch=True)
     config.generation_dim = text_features.dim
     head, info = SeedForQuantization.from_pretrained(
-        arguments.init, config=config, new_modules=NEW_MODULES, output_loading_info=True
+        arguments.init,
+        config=config,
+        dtype=torch.float32,  # a packaged tokenizer is bfloat16, in which small updates are lost
+        new_modules=NEW_MODULES,
+        output_loading_info=True,
     )
     start = {
         "model": loaded_hash(head, info["missing_keys"]),
