@@ -27,7 +27,7 @@ from seed.evaluation.sheets import plain_letters
 from seed.language_tasks import draw_prompts
 from seed.pipeline_seed import load_language_model
 from seed.training.language_examples import LanguageFile, load_language_recipe, write_views
-from seed.training.language_stage import run_language_stage, save_language_model
+from seed.training.language_stage import check_output, run_language_stage, save_language_model
 from seed.training.lora import open_language_model
 
 SHOWN = 6  # pictures on the sheet
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--recipe", default=Path(__file__).parent / "recipes" / "finetune" / "tiny.yaml", type=Path)
     parser.add_argument("--views", type=int, default=8, help="of each picture, the picture itself included")
     arguments = parser.parse_args()
+    check_output(arguments.output, arguments.model)
 
     report = SkipReport()
     examples = list(iter_valid(load_image_text(arguments.data, split=arguments.split), report))

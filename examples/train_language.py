@@ -19,7 +19,7 @@ from transformers import set_seed
 
 from seed.data.tokenization import load_image_tokenizer
 from seed.training.language_examples import LanguageFile, load_language_recipe
-from seed.training.language_stage import run_language_stage, save_language_model
+from seed.training.language_stage import check_output, run_language_stage, save_language_model
 from seed.training.lora import adapter_base, is_adapter, open_language_model
 from seed.training.runs import process_state
 
@@ -35,6 +35,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     recipe = load_language_recipe(arguments.recipe)
+    base = adapter_base(arguments.model) if is_adapter(arguments.model) else arguments.model
+    check_output(arguments.output, base)
     image_tokenizer, image_processor = load_image_tokenizer(arguments.image_tokenizer)
     config, codes_hash = image_tokenizer.config, image_tokenizer.codes_hash()
     files = [LanguageFile(path, codes_hash, config.codebook_size, config.num_codes) for path in arguments.data]
@@ -45,7 +47,6 @@ def main() -> None:
     )
     run_language_stage(arguments.output, recipe, model, processor, files, arguments.max_steps)
     if process_state().is_main_process:
-        base = adapter_base(arguments.model) if is_adapter(arguments.model) else arguments.model
         save_language_model(arguments.output, model, processor, base, arguments.image_tokenizer, arguments.recipe)
         print(f"Saved to {arguments.output}")
 

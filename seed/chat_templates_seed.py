@@ -1,5 +1,7 @@
 """The chat templates that come with SEED's processor."""
 
+import json
+
 # A message's images that come before its words, and the rest. `message.content` is a text or a list of parts.
 _READ_CONTENT = """
 {%- set ns = namespace(images="", body="") -%}
@@ -10,10 +12,11 @@ _READ_CONTENT = """
 {%- else -%}{%- set ns.images = ns.images + "<image>" -%}{%- endif -%}
 {%- endfor -%}{%- endif -%}"""
 # The paper's prompts as a conversation: words about an image are a question, an image alone asks for its caption.
-QUESTION_CHAT_TEMPLATE = (
+_QUESTION_CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     + _READ_CONTENT
     + """
+{%- set asked = question_prompt | default(QUESTION) -%}{%- set caption = caption_prompt | default(CAPTION) -%}
 {%- if message.role == "assistant" -%}
 {%- if ns.images -%}{{- ns.images -}}{%- endif -%}{%- if ns.body | trim -%}{{- " " + ns.body | trim -}}{%- endif -%}
 {{- eos_token -}}
@@ -21,7 +24,7 @@ QUESTION_CHAT_TEMPLATE = (
 {{- ns.body | trim + "\n" -}}
 {%- else -%}
 {{- ns.images -}}
-{%- if ns.body | trim -%}{{- question_prompt | replace("{}", ns.body | trim) -}}{%- else -%}{{- caption_prompt -}}
+{%- if ns.body | trim -%}{{- asked | replace("{}", ns.body | trim) -}}{%- else -%}{{- caption -}}
 {%- endif -%}
 {%- endif -%}
 {%- endfor -%}
@@ -44,4 +47,16 @@ INSTRUCTION_CHAT_TEMPLATE = (
 """
 )
 
-__all__ = ["INSTRUCTION_CHAT_TEMPLATE", "QUESTION_CHAT_TEMPLATE"]
+
+def question_chat_template(question_prompt: str, caption_prompt: str) -> str:
+    """
+    The template that speaks these prompts where it is rendered without others: by the tokenizer alone, too, to which a
+    saved repository gives it.
+    """
+    template = _QUESTION_CHAT_TEMPLATE
+    for place, prompt in (("QUESTION", question_prompt), ("CAPTION", caption_prompt)):
+        template = template.replace(f"default({place})", f"default({json.dumps(prompt, ensure_ascii=False)})")
+    return template
+
+
+__all__ = ["INSTRUCTION_CHAT_TEMPLATE", "question_chat_template"]

@@ -5,6 +5,8 @@ from transformers import LogitsProcessor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 GENERATION_MODES = ("text", "image", "interleaved")
+# `generate`'s settings that take no token away: a checkpoint may have others, and transformers' default is top_k 50.
+FROM_ALL_TOKENS = {"top_k": 0, "top_p": 1.0}
 # What models and their outputs call the cache: transformers renamed it in 5.24.
 CACHE_NAME = next(name for name in ("cache", "past_key_values") if name in CausalLMOutputWithPast.__dataclass_fields__)
 
@@ -18,7 +20,9 @@ def sampling_options(temperature: float) -> dict:
     """
     if temperature < 0:
         raise ValueError(f"The temperature is {temperature}; expected 0 (the likeliest token) or more (sampling).")
-    return {"do_sample": True, "temperature": float(temperature), "top_k": 0} if temperature else {"do_sample": False}
+    if not temperature:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": float(temperature), **FROM_ALL_TOKENS}
 
 
 class SeedImageTokensLogitsProcessor(LogitsProcessor):
@@ -49,10 +53,11 @@ class SeedImageTokensLogitsProcessor(LogitsProcessor):
             scores: `(batch, vocab_size)`.
         """
         lowest = torch.finfo(scores.dtype).min
-        if self.generation_mode == "text":
-            return scores.index_fill(1, torch.arange(self.boi, scores.shape[1], device=scores.device), lowest)
-        written = codes_written(input_ids, self.boi, self.eoi, self.num_codes)
         allowed = torch.zeros_like(scores, dtype=torch.bool)
+        if self.generation_mode == "text":
+            allowed[:, : self.boi] = True
+            return _let_through(scores, allowed, lowest)
+        written = codes_written(input_ids, self.boi, self.eoi, self.num_codes)
         outside = written < 0
         if self.generation_mode == "interleaved":
             allowed[:, : self.boi] = outside[:, None]
@@ -61,9 +66,13 @@ class SeedImageTokensLogitsProcessor(LogitsProcessor):
         # Rows of mode "image" that are done only wait for the others; </img> keeps them valid.
         allowed[:, self.eoi] = (written == self.num_codes) | (outside & (self.generation_mode == "image"))
         allowed[:, self.first_code :] = ((written >= 0) & (written < self.num_codes))[:, None]
-        scores = scores.masked_fill(~allowed, lowest)
-        banned = scores.amax(dim=1, keepdim=True) <= lowest
-        return scores.masked_fill(banned & allowed, 0)
+        return _let_through(scores, allowed, lowest)
+
+
+def _let_through(scores: torch.FloatTensor, allowed: torch.BoolTensor, lowest: float) -> torch.FloatTensor:
+    scores = scores.masked_fill(~allowed, lowest)
+    banned = scores.amax(dim=1, keepdim=True) <= lowest
+    return scores.masked_fill(banned & allowed, 0)
 
 
 def codes_written(input_ids: torch.LongTensor, boi: int, eoi: int, num_codes: int) -> torch.LongTensor:
@@ -135,6 +144,7 @@ class SeedTokenGuidanceLogitsProcessor(LogitsProcessor):
 
 
 __all__ = [
+    "FROM_ALL_TOKENS",
     "GENERATION_MODES",
     "SeedImageTokensLogitsProcessor",
     "SeedTokenGuidanceLogitsProcessor",

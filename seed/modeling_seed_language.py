@@ -28,6 +28,10 @@ logger = logging.get_logger(__name__)
 
 # The modules that are trained whole beside LoRA: peft's `modules_to_save`.
 VISUAL_MODULES = ("visual_embeddings", "visual_head")
+_NO_CODE_EMBEDDINGS = (
+    "the adapter has code embeddings, and this model has none. Load it with seed.training.lora.load_adapter, which "
+    "gives it some, or call model.add_code_embeddings() before."
+)
 
 
 class SeedVisualEmbeddings(nn.Module):
@@ -60,7 +64,8 @@ class SeedVisualEmbeddings(nn.Module):
 class SeedInputEmbeddings(nn.Embedding):
     """
     The text model's embedding, same weight and name, which takes ids of visual tokens too: transformers and peft embed
-    whatever a prompt holds by `get_input_embeddings()`.
+    whatever a prompt holds by `get_input_embeddings()`. (Not peft's prompt tuning, which looks for a table of
+    `vocab_size` rows; the plain model of `merge_into_text_model` has one.)
 
     Args:
         words: the text model's own.
@@ -68,6 +73,7 @@ class SeedInputEmbeddings(nn.Embedding):
     """
 
     # Whose visual embeddings they are; `get_input_embeddings` says so. Not a module of this one, nor copied with it.
+    # None in an embedding that was copied without its model.
     model: weakref.ref | None = None
 
     def __init__(self, words: nn.Embedding, first_visual_id: int):
@@ -81,7 +87,12 @@ class SeedInputEmbeddings(nn.Embedding):
     def forward(self, input_ids: torch.LongTensor, words_only: bool = False) -> torch.Tensor:
         """`(...)` -> `(..., dim)`; with `words_only` visual tokens get the row of token 0."""
         words = super().forward(input_ids.masked_fill(input_ids >= self.first_visual_id, 0))
-        return words if words_only else self.model()._put_visual_embeddings(input_ids, words)
+        if words_only:
+            return words
+        model = self.model and self.model()
+        if model is None:
+            raise RuntimeError("This embedding has no model around it, whose visual embeddings it needs.")
+        return model._put_visual_embeddings(input_ids, words)
 
 
 class SeedLanguageModelMixin(CompleteCheckpointMixin):
@@ -110,6 +121,11 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
         self.visual_embeddings = SeedVisualEmbeddings(config, words.embedding_dim)
         self.visual_head = nn.Linear(self.lm_head.in_features, 2 + config.codebook_size, bias=False)
         self.post_init()
+        self.get_input_embeddings()  # so that the decoder alone knows where visual embeddings come from
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)  # of a copy, or from a pickle
+        self.get_input_embeddings()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -121,10 +137,20 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
         # peft loads adapters leniently, and would leave these out in silence.
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
         if not self.config.code_embeddings and f"{prefix}visual_embeddings.codes.weight" in state_dict:
-            errors.append(
-                "the adapter has code embeddings, and this model has none. Load it with "
-                "seed.training.lora.load_adapter, which gives it some, or call model.add_code_embeddings() before."
-            )
+            errors.append(_NO_CODE_EMBEDDINGS)
+
+    def load_adapter(self, *args, **kwargs):
+        """
+        As in transformers; `from_pretrained` calls it where it is given the folder of an adapter.
+
+        Raises:
+            ValueError: the adapter has code embeddings, and this model has none.
+        """
+        info = super().load_adapter(*args, **kwargs)
+        unexpected = getattr(info, "unexpected_keys", None) or ()
+        if any("visual_embeddings" in name and name.endswith("codes.weight") for name in unexpected):
+            raise ValueError(f"This model cannot be used with the adapter: {_NO_CODE_EMBEDDINGS}")
+        return info
 
     # Words and visual tokens in and out ------------------------------------------------------------------------------
 
@@ -305,13 +331,14 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
             input_ids, kwargs = self._open_image(input_ids, kwargs)
         prompt = next((given for given in (input_ids, kwargs.get("inputs_embeds")) if given is not None), None)
         prompt_length = 1 if prompt is None else prompt.shape[1]  # without a prompt, transformers starts from SOS
-        settings = generation_config or self.generation_config
+        settings = [config for config in (generation_config, self.generation_config) if config is not None]
         written = None if generation_mode == "text" else self._codes_written(input_ids)
         new_tokens = self._room_for_answer(prompt_length, generation_mode, written, settings, kwargs)
         kwargs.update(max_new_tokens=new_tokens, max_length=None)
         if generation_mode == "image":
             kwargs.update(eos_token_id=self.config.eoi_token_id, min_new_tokens=None, min_length=0)
-            if settings.pad_token_id is None:  # transformers would pad with </img>, of which one too many is an error
+            # transformers would pad with </img>, of which one too many is an error.
+            if all(config.pad_token_id is None for config in settings):
                 kwargs.setdefault("pad_token_id", self._word_to_pad_with())
 
         processors = LogitsProcessorList()
@@ -372,7 +399,7 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
         prompt_length: int,
         mode: str,
         written: torch.LongTensor | None,
-        settings: GenerationConfig,
+        settings: list[GenerationConfig],
         kwargs: dict,
     ) -> int:
         """
@@ -381,17 +408,18 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
         Args:
             written: how many codes the image has that each prompt leaves open, `(batch,)`, -1 where none is open; None
                 in mode "text".
-            settings: whose limit holds where `kwargs` have none, as far as the context allows.
+            settings: the first of them that has a limit gives it where `kwargs` have none, as far as it fits.
         """
         room = self.config.max_position_embeddings - prompt_length
         asked = kwargs.pop("max_new_tokens", None)
         if (max_length := kwargs.pop("max_length", None)) is not None and asked is None:
             asked = max_length - prompt_length
         if asked is None and mode != "image":  # an image is whole, whatever limit a configuration has for texts
-            if settings.max_new_tokens:
-                asked = min(settings.max_new_tokens, room)
-            elif settings.max_length:
-                asked = min(settings.max_length - prompt_length, room)
+            for config in settings:
+                if config.max_new_tokens or config.max_length:
+                    limit = config.max_new_tokens or config.max_length - prompt_length
+                    asked = min(limit, room)
+                    break
         opened = written is not None and bool((written >= 0).any())
         # An image that a prompt has opened is finished, in mode "interleaved" too: the codes it lacks, and </img>.
         least = self.config.num_codes - int(written[written >= 0].min()) + 1 if opened else 1

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .configuration_seed import SeedConfig
-from .generation_seed import sampling_options
+from .generation_seed import FROM_ALL_TOKENS, sampling_options
 from .image_inputs_seed import flatten_images, images_as_bytes
 from .image_processing_seed import SeedImageProcessorPil
 from .modeling_seed import SeedModel, own_tensor
@@ -41,6 +41,7 @@ from .repository_seed import (
     remove_weights,
     resolve_decoder,
     resolve_image_tokenizer,
+    settled_name,
     turn,
     write_settings,
 )
@@ -238,7 +239,9 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             **text,
             **{key: settings[key] for key in SETTINGS if key in settings},
         )
-        pipeline._source = _Source(tokenizer_folder, pretrained_model_name_or_path, decoder, hub_options, variant)
+        name = settled_name(pretrained_model_name_or_path)
+        decoder = decoder and settled_name(decoder)
+        pipeline._source = _Source(tokenizer_folder.absolute(), name, decoder, hub_options, variant)
         return pipeline
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
@@ -428,7 +431,8 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
 
         Raises:
             ValueError: there is no language model, or no prompt; a prompt does not fit into its context; a negative
-                temperature; another number of generators than of drawings; `return_dict_in_generate`.
+                temperature; another number of generators than of drawings; `return_dict_in_generate`;
+                `num_return_sequences`.
         """
         if self.language_model is None:
             raise ValueError(
@@ -443,6 +447,12 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
                 "return_dict_in_generate does not work here, where codes alone come back; for scores and the like call "
                 "language_model.generate(**processor.drawing_prompts(...), generation_mode='image')."
             )
+        for source in (generate_kwargs, vars(generate_kwargs.get("generation_config") or object)):
+            if (source.get("num_return_sequences") or 1) != 1:
+                raise ValueError(
+                    f"num_return_sequences is {source['num_return_sequences']}, but every prompt gets one row here; "
+                    "pass num_images_per_prompt for several drawings of each."
+                )
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
         samples = generate_kwargs.get("do_sample", getattr(generate_kwargs.get("generation_config"), "do_sample", None))
@@ -672,7 +682,7 @@ def _choosing_options(token_temperature: float | None, setting: float, generate_
         return options
     chosen = sampling_options(temperature) | options
     # Who samples at no temperature, by do_sample alone, chooses from all codes too, not from transformers' 50.
-    return {"top_k": 0} | chosen if chosen["do_sample"] else chosen
+    return FROM_ALL_TOKENS | chosen if chosen["do_sample"] else chosen
 
 
 @contextlib.contextmanager

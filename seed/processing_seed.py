@@ -9,7 +9,7 @@ import torch
 from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
-from .chat_templates_seed import INSTRUCTION_CHAT_TEMPLATE, QUESTION_CHAT_TEMPLATE
+from .chat_templates_seed import INSTRUCTION_CHAT_TEMPLATE, question_chat_template
 from .image_inputs_seed import check_placeholders, flatten_codes, flatten_images, id_rows, images_as_bytes
 from .modeling_seed import SeedModel
 from .repository_seed import (
@@ -20,8 +20,9 @@ from .repository_seed import (
     point_to,
     push_folder,
     read_settings,
+    settled_name,
 )
-from .sequences_seed import IMAGE_PLACEHOLDER, SeedSequencesMixin
+from .sequences_seed import IMAGE_PLACEHOLDER, SeedSequencesMixin, given_codes
 
 BOI_TOKEN, EOI_TOKEN, CODE_TOKEN = "<img>", "</img>", "<img_{:05d}>"
 # What `processor_config.json` calls the processor's pointers: [`SeedPipeline`] reads the same file.
@@ -79,7 +80,8 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         if "{}" not in question_prompt:
             raise ValueError(f"question_prompt is {question_prompt!r}; expected a text with {{}} for the question.")
         if chat_template is None:
-            chat_template = {"default": QUESTION_CHAT_TEMPLATE, "instruction": INSTRUCTION_CHAT_TEMPLATE}
+            default = question_chat_template(question_prompt, caption_prompt)
+            chat_template = {"default": default, "instruction": INSTRUCTION_CHAT_TEMPLATE}
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.boi_token_id = _check_visual_tokens(tokenizer, codebook_size)
         self.eoi_token_id = self.boi_token_id + 1
@@ -125,10 +127,22 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in transformers; remembers where from, so that the image tokenizer can be found later."""
+        """
+        As in transformers; remembers where from, so that the image tokenizer can be found later.
+
+        Raises:
+            ValueError: a `subfolder` of a Hub repository, in which the image tokenizer would not be found.
+        """
+        if kwargs.get("subfolder") and Path(pretrained_model_name_or_path).is_dir():
+            pretrained_model_name_or_path = Path(pretrained_model_name_or_path) / kwargs.pop("subfolder")
+        elif kwargs.get("subfolder"):
+            raise ValueError(
+                f"subfolder is {kwargs['subfolder']!r}; the image tokenizer and the decoder that go with a processor "
+                "are looked for at a repository's top. Download the repository and pass its folder."
+            )
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor = loaded[0] if isinstance(loaded, tuple) else loaded
-        processor.name_or_path = str(pretrained_model_name_or_path)
+        processor.name_or_path = settled_name(pretrained_model_name_or_path)
         names = ("revision", "token", "cache_dir", "local_files_only")
         processor.hub_options = {name: kwargs[name] for name in names if kwargs.get(name)}
         return loaded
@@ -411,12 +425,20 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         """
         As in transformers. Templates may use `caption_prompt` and `question_prompt` beside its own variables.
 
+        Images of the conversation may be given as codes instead, `{"type": "image", "codes": ...}`, as `instruction`
+        data has them; then all of them.
+
         Two come with the processor. "default" speaks the paper's prompts: words about an image are a question, an
         image alone asks for its caption. "instruction" is `USER: ... ASSISTANT: ...`, for models tuned on that.
 
         Raises:
-            ValueError: the processor has no template of that name.
+            ValueError: the processor has no template of that name; some images are codes and some are not;
+                `return_assistant_tokens_mask`.
         """
+        if kwargs.get("return_assistant_tokens_mask"):
+            raise ValueError(
+                "return_assistant_tokens_mask is not supported; instruction_example labels the assistant's tokens."
+            )
         named = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         if chat_template is not None and chat_template not in named and "{" not in chat_template:
             raise ValueError(
@@ -425,6 +447,11 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         template = named.get(chat_template or "default", chat_template) or ""
         prompts = {"caption_prompt": self.caption_prompt, "question_prompt": self.question_prompt}
         prompts = {name: value for name, value in prompts.items() if name in template}
+        if kwargs.get("tokenize"):
+            several = len(conversation) > 0 and not isinstance(conversation[0], dict)
+            codes = [row for messages in (conversation if several else [conversation]) for row in given_codes(messages)]
+            if codes:
+                kwargs["processor_kwargs"] = {"codes": codes} | (kwargs.get("processor_kwargs") or {})
         return super().apply_chat_template(conversation, chat_template=chat_template, **prompts | kwargs)
 
     # Words and images out --------------------------------------------------------------------------------------------

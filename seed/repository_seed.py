@@ -125,6 +125,11 @@ def push_folder(
     return str(commit)
 
 
+def settled_name(name: str | Path) -> str:
+    """A local folder's absolute path, which is right wherever the process goes; a Hub id as it is."""
+    return os.path.abspath(name) if Path(name).is_dir() else str(name)
+
+
 def point_to(name: str | Path, part: str, start: str | Path, hub_options: dict | None = None) -> str | None:
     """
     The pointer that a repository in the folder `start` writes to have a part of another one.
@@ -231,6 +236,7 @@ __all__ = [
     "remove_weights",
     "resolve_decoder",
     "resolve_image_tokenizer",
+    "settled_name",
     "turn",
     "write_settings",
 ]

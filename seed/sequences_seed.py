@@ -295,6 +295,13 @@ class SeedSequencesMixin:
         return self.tokenizer.eos_token_id if bos is None else bos
 
 
+def given_codes(messages: list[dict]) -> list:
+    """Codes of a conversation's images, in order; none if its images are given otherwise."""
+    contents = [message.get("content") for message in messages]
+    parts = [part for content in contents if isinstance(content, (list, tuple)) for part in content]
+    return _codes_of(messages) if any(part.get("codes") is not None for part in parts) else []
+
+
 def _codes_of(messages: list[dict]) -> list:
     """Codes of a conversation's images, in order."""
     found = []
@@ -331,4 +338,4 @@ def _shorten(text: str, length: int = 60) -> str:
     return text if len(text) <= length else text[:length] + "..."
 
 
-__all__ = ["IGNORED", "IMAGE_PLACEHOLDER", "SeedSequencesMixin"]
+__all__ = ["IGNORED", "IMAGE_PLACEHOLDER", "SeedSequencesMixin", "given_codes"]

@@ -149,10 +149,15 @@ class TestExtension:
 
     def test_input_embeddings_take_visual_tokens_and_follow_copies(self, model):
         ids = torch.tensor([[5, BOI, EOI, FIRST_CODE + 7]])
-        expected = model.embed_ids(ids)
-        assert torch.equal(model.get_input_embeddings()(ids), expected)
-        assert torch.equal(model.model.decoder.embed_tokens(ids), expected), "by the decoder's own hand, too"
+        # By the decoder's own hand, before anything else has asked for them.
+        expected = model.model.decoder.embed_tokens(ids)
         copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        for copied in copies:
+            assert torch.equal(copied.model(ids).last_hidden_state, model.model(ids).last_hidden_state)
+        assert torch.equal(model.get_input_embeddings()(ids), expected)
+        assert torch.equal(model.embed_ids(ids), expected)
+        with pytest.raises(RuntimeError, match="no model around it"):
+            copy.deepcopy(model.get_input_embeddings())(ids)
         with torch.no_grad():
             model.visual_embeddings.projection.bias += 1
         moved = model.get_input_embeddings()(ids)
@@ -197,6 +202,23 @@ class TestExtension:
         adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
         again = SeedOPTForCausalLM.from_pretrained(tmp_path / "adapter").eval()
         torch.testing.assert_close(again(mixed()).logits, adapted(mixed()).logits)
+
+    def test_an_adapters_code_embeddings_are_not_lost_in_silence(self, model, tmp_path):
+        """By transformers' own ways to an adapter; [`seed.training.lora.load_adapter`] loads it."""
+        model.save_pretrained(tmp_path / "model")
+        extended = SeedOPTForCausalLM.from_pretrained(tmp_path / "model")
+        extended.add_code_embeddings()
+        settings = LoraConfig(target_modules=["q_proj"], modules_to_save=["visual_embeddings", "visual_head"])
+        adapted = get_peft_model(extended, settings)
+        adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "model")
+        adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+        for load in (
+            AutoModelForCausalLM.from_pretrained,
+            SeedOPTForCausalLM.from_pretrained,
+            SeedOPTForCausalLM.from_pretrained(tmp_path / "model").load_adapter,
+        ):
+            with pytest.raises(ValueError, match="the adapter has code embeddings, and this model has none"):
+                load(str(tmp_path / "adapter"))
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision_has_no_nan(self, pair, dtype):
@@ -553,6 +575,14 @@ class TestOtherModes:
         drawn = model.generate(words(), generation_mode="image", logits_processor=[LovesWord5()])
         check_image(drawn[0].tolist())
 
+    def test_words_are_written_where_all_words_are_banned(self, model):
+        class BansWords(LogitsProcessor):
+            def __call__(self, input_ids, scores):
+                return scores.index_fill(1, torch.arange(BOI), -torch.inf)
+
+        written = model.generate(words(), logits_processor=[BansWords()], max_new_tokens=3, do_sample=False)
+        assert written.max() < BOI
+
     @pytest.mark.parametrize("mode", ["image", "interleaved"])
     def test_what_alone_is_allowed_cannot_be_banned(self, model, mode):
         class BansImages(LogitsProcessor):
@@ -582,6 +612,12 @@ class TestOtherModes:
                 written = model.generate(words(), generation_mode=mode, generation_config=config)
                 assert written.shape[1] == 9 + length
         assert config.to_dict() == before and "deprecated" not in caplog.text
+
+    def test_a_configuration_without_a_limit_leaves_the_models(self, model):
+        """As transformers fills what a configuration leaves open."""
+        model.generation_config.max_new_tokens = 5
+        written = model.generate(words(), generation_config=GenerationConfig(do_sample=False, eos_token_id=TOTAL + 1))
+        assert written.shape[1] == 9 + 5
 
     def test_rows_that_are_done_wait_without_further_images(self, seed_model):
         """Where the text model has no token to pad with, as Llama's default."""

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import HfApi
 from tiny_language import make_language_repository, tiny_processor, tiny_text_tokenizer
 from tiny_repository import make_seed_model, make_seed_pipeline, pictures
-from transformers import AutoProcessor
+from transformers import AutoProcessor, AutoTokenizer
 
 from seed import SeedImageProcessorPil, SeedPipeline, SeedProcessor
 from seed.chat_templates_seed import INSTRUCTION_CHAT_TEMPLATE
@@ -359,6 +359,32 @@ def test_chat(processor):
     assert processor.apply_chat_template(asked, chat_template="{{ messages | length }}") == "1"
 
 
+def test_what_was_trained_on_can_be_asked_again(processor, codes):
+    """Images of a conversation as codes, as `instruction` data has them."""
+    messages = conversation(codes[0])
+    prompt = processor.apply_chat_template(messages[:1], tokenize=True, return_dict=True)["input_ids"][0]
+    example = processor.instruction_example(messages)["input_ids"]
+    assert list(prompt) == example[: len(prompt)] and len(prompt) > 32
+    both = [messages[:1], conversation(codes[1])[:1]]
+    batch = processor.apply_chat_template(both, tokenize=True, return_dict=True)["input_ids"]
+    assert list(batch[0]) == list(prompt) and list(batch[1])[1:33] != list(prompt)[1:33]
+    mixed = [{"role": "user", "content": [{"type": "image", "codes": codes[0]}, {"type": "image", "url": "a.png"}]}]
+    with pytest.raises(ValueError, match="has no 'codes'"):
+        processor.apply_chat_template(mixed, tokenize=True, return_dict=True)
+    with pytest.raises(ValueError, match="return_assistant_tokens_mask is not supported"):
+        processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+
+
+def test_the_tokenizer_alone_chats_with_the_processors_prompts(tmp_path):
+    """`pipeline("text-generation")` renders by the tokenizer what the processor has saved."""
+    tiny_processor(tmp_path, question_prompt='CAPTION: "{}"?')
+    text = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
+        [{"role": "user", "content": "What is it?"}], tokenize=False
+    )
+    assert text == 'CAPTION: "What is it?"?'
+    assert SeedProcessor.from_pretrained(tmp_path).chat_template["default"].count("default(") == 2
+
+
 # Words and images out ------------------------------------------------------------------------------------------------
 
 
@@ -443,6 +469,20 @@ def test_finds_the_image_tokenizer_of_its_repository(seed_repository, tmp_path):
         moved.tokenize_images(images)
     moved.image_repository = "../shared"
     assert torch.equal(moved.tokenize_images(images), processor.tokenize_images(images))
+
+
+def test_finds_its_repository_from_any_working_directory(language_repository, tmp_path, monkeypatch):
+    """What is loaded late belongs to where the processor came from, and not to where the process is by then."""
+    monkeypatch.chdir(Path(language_repository).parent)
+    name = Path(language_repository).name
+    processor = SeedProcessor.from_pretrained(name)
+    inside = SeedProcessor.from_pretrained(".", subfolder=name)
+    monkeypatch.chdir(tmp_path)
+    codes = processor.tokenize_images(pictures(1))
+    assert codes.shape == (1, 32) and torch.equal(inside.tokenize_images(pictures(1)), codes)
+    assert len(processor.draw(codes, num_inference_steps=1)) == 1
+    with pytest.raises(ValueError, match="subfolder is 'lm'; .*pass its folder"):
+        SeedProcessor.from_pretrained("org/name", subfolder="lm")
 
 
 def test_images_are_tokenised_on_the_device_that_was_chosen(seed_repository, tmp_path):

@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoProcessor,
+    GenerationConfig,
     pipeline,
 )
 
@@ -119,6 +120,19 @@ def test_token_guidance_and_sampling(whole):
     assert torch.equal(together[1:], alone)
     with pytest.raises(ValueError, match="1 generators for 2 drawings"):
         whole.generate_codes(PROMPTS[:2], generator=generators(4), do_sample=True)
+
+
+def test_sampling_is_from_all_codes_whatever_the_checkpoint_says(whole):
+    language_model = whole.language_model
+    stored = copy.deepcopy(language_model.generation_config)
+    try:
+        language_model.generation_config.update(do_sample=True, top_p=0.01)
+        drawn = [
+            whole.generate_codes("a dog", token_temperature=5.0, generator=generators(seed)[0]) for seed in range(3)
+        ]
+        assert len({tuple(codes[0].tolist()) for codes in drawn}) == 3
+    finally:
+        language_model.generation_config = stored
 
 
 def test_token_temperature(whole):
@@ -257,6 +271,10 @@ def test_text_to_image_bad_input(drawing, whole, monkeypatch):
         drawing("a dog", seed=1, generator=generators(0)[0])
     with pytest.raises(ValueError, match="exceeds the context"):
         drawing("a dog " * 300)
+    several = {"num_beams": 2, "num_return_sequences": 2}
+    for options in (several, {"generation_config": GenerationConfig(**several)}):
+        with pytest.raises(ValueError, match="num_return_sequences is 2.*pass num_images_per_prompt"):
+            drawing(["red", "blue"], generate_kwargs=options)
     homeless = SeedTextToImagePipeline(model=tiny_language_model(), processor=tiny_processor())
     with pytest.raises(ValueError, match="nothing to draw with: pass decoder="):
         homeless("a dog")

@@ -18,6 +18,7 @@ from PIL import Image
 
 from .codes import CodesMetadata, codes_schema, read_codes, read_metadata
 from .colors import COLORS, dominant_color
+from .image_text_sources import caption_list
 
 # What the emoji's categories are called in answers; `Component` (parts of emoji) is asked nothing about.
 CATEGORIES = {
@@ -206,27 +207,31 @@ class QuestionFile:
             )
         columns = ["question", answers, picture, *(name for name in ("id", "kind") if name in found)]
         rows = pq.read_table(self.path, columns=columns).to_pylist()
-        if not rows:
-            raise ValueError(f"{self.path}: holds no questions.")
         self._has_codes = picture == "codes"
         numbers: dict[str, int] = {}
         self.pictures, self.questions, self._first_rows = [], [], []
         for number, row in enumerate(rows):
+            given = caption_list(row[answers])
+            if not given or not caption_list(row["question"]):
+                continue
             key = _picture_key(row[picture])
             if key not in numbers:
                 numbers[key] = len(numbers)
                 self.pictures.append(row[picture])
                 self._first_rows.append(number)
-            given = row[answers]
             self.questions.append(
                 {
                     "id": str(row.get("id", number)),
                     "question": row["question"],
-                    "answers": [given] if isinstance(given, str) else list(given),
+                    "answers": given,
                     "kind": row.get("kind") or "all",
                     "picture": numbers[key],
                 }
             )
+        if not self.questions:
+            raise ValueError(f"{self.path}: holds no questions.")
+        if left_out := len(rows) - len(self.questions):
+            print(f"{self.path}: {left_out} of {len(rows)} rows have no question or no answer and are left out.")
         self.codes = None
 
     def check_codes(self, image_tokenizer_hash: str | None, codebook_size: int, num_codes: int):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..data.image_text_sources import caption_list
 from .decoding import MAX_CAPTION_TOKENS
 from .language_model import EvaluatedLanguageModel, settings_of
 from .metrics import bootstrap_interval
@@ -46,11 +47,11 @@ class NearestName:
 
 
 def training_names(pictures: PictureSet) -> list[str]:
-    """Names of a training split's pictures (the column `name`, else the first captions)."""
+    """Names of a training split's pictures (the column `name`, else the first caption), of those that have one."""
     dataset = pictures.dataset
-    if "name" in dataset.column_names:
-        return list(dataset["name"])
-    return [captions[0] for captions in dataset["captions"]]
+    names = dataset["name"] if "name" in dataset.column_names else [None] * len(dataset)
+    found = ([*caption_list(name), *caption_list(captions)] for name, captions in zip(names, dataset["captions"]))
+    return [texts[0] for texts in found if texts]
 
 
 def evaluate_captions(
@@ -141,7 +142,7 @@ def _names_of(pictures: PictureSet, found: list[Picture]) -> list[list[str]]:
     """All names of each picture: the column `names`, else its name and captions."""
     if "names" in pictures.dataset.column_names:
         column = pictures.dataset["names"]
-        return [list(column[picture.row]) or [picture.name] for picture in found]
+        return [caption_list(column[picture.row]) or [picture.name] for picture in found]
     return [list(dict.fromkeys([picture.name, *picture.captions])) for picture in found]
 
 

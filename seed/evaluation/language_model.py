@@ -59,7 +59,7 @@ class EvaluatedLanguageModel:
         self.model = model.eval().to(device)
         self.processor = SeedProcessor.from_pretrained(name).to(device)
         self.processor.check_language_model(model)
-        self.text_options = {"num_beams": num_beams}
+        self.text_options = {"num_beams": num_beams, "do_sample": False}  # whatever the checkpoint's settings say
         if num_beams > 1:
             self.text_options["length_penalty"] = length_penalty
         if token_guidance_scale is None:

@@ -89,8 +89,8 @@ def load_language_recipe(path: str | Path) -> LanguageRecipe:
     """
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a mapping; an unknown or a missing key or task; a dtype of the frozen weights that training
-            does not compute in.
+        ValueError: not a mapping; an unknown or a missing key or task; a value out of its range; a dtype of the frozen
+            weights that training does not compute in.
     """
     values = read_yaml(path)
     values["lora"] = build_recipe(LoraRecipe, values.get("lora", {}), f"{path}: lora")
@@ -99,8 +99,22 @@ def load_language_recipe(path: str | Path) -> LanguageRecipe:
     unknown = sorted(recipe.tasks.keys() - TASKS.keys())
     if unknown or not recipe.tasks:
         raise ValueError(f"{path}: tasks are {list(recipe.tasks)}; expected some of {', '.join(TASKS)}.")
+    _check_ranges(recipe, path)
     _check_dtype(recipe, path)
     return recipe
+
+
+def _check_ranges(recipe: LanguageRecipe, path: str | Path) -> None:
+    shares = {name: getattr(recipe, name) for name in ("caption_dropout", "first_caption_probability")}
+    for name, value in shares.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{path}: {name} is {value}; expected a share of 0 to 1.")
+    for task, weight in recipe.tasks.items():
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"{path}: tasks: {task} is {weight}; expected how often every row comes, 0 or more.")
+    for name, value in (("capacity", recipe.capacity), ("lora: rank", recipe.lora.rank)):
+        if value < 1:
+            raise ValueError(f"{path}: {name} is {value}; expected 1 or more.")
 
 
 def _check_dtype(recipe: LanguageRecipe, path: str | Path) -> None:
@@ -238,7 +252,8 @@ class LanguageDataset(Dataset):
 
     Which example stands at a position depends on the seed and the position only, so that a run that resumes goes on
     exactly as it would have. In an epoch every row comes as often as its tasks' weights say. A row whose example is
-    longer than `max_length` gives its place to the next one, and a warning names it.
+    longer than `max_length`, or that makes none (words that spell visual tokens, a conversation without answer, ...),
+    gives its place to the next one, and a warning names it.
 
     Args:
         files: the data; each serves the tasks whose columns it has.
@@ -303,20 +318,23 @@ class LanguageDataset(Dataset):
         turn = epoch * count + slot - int(self.slots[which])
         rng = np.random.default_rng((self.seed, 1, position))
         rows = int(self.offsets[task][-1])
+        fault = None
         for attempt in range(rows):
-            example = self._example(task, which, turn + attempt, rng)
-            if len(example["input_ids"]) <= self.max_length:
-                return example
-            if example["name"] not in self._warned:
-                self._warned.add(example["name"])
-                logger.warning(
-                    "%s is left out: as a %s it has %d tokens, and %d fit.",
-                    example["name"], task, len(example["input_ids"]), self.max_length,
-                )  # fmt: skip
-        raise ValueError(
-            f"Every {task} example is longer than {self.max_length} tokens, the lesser of the recipe's capacity and "
-            "the model's context (max_position_embeddings): raise the capacity, or train a model with a longer context."
-        )
+            try:
+                example = self._example(task, which, turn + attempt, rng)
+            except ValueError as error:  # one bad row in a million must not end a run of days
+                fault = str(error)
+            else:
+                if len(example["input_ids"]) <= self.max_length:
+                    return example
+                fault = (
+                    f"{example['name']}: as a {task} it has {len(example['input_ids'])} tokens, and {self.max_length} "
+                    "fit, the lesser of the recipe's capacity and the model's context (max_position_embeddings)"
+                )
+            if fault not in self._warned:
+                self._warned.add(fault)
+                logger.warning("A row is left out. %s", fault)
+        raise ValueError(f"No {task} example of these files can be trained on. The last: {fault}")
 
     def _example(self, task: str, which: int, turn: int, rng: np.random.Generator) -> dict:
         """The task's example number `turn` of the whole run."""

@@ -18,6 +18,15 @@ from .runs import check_run, file_hash, last_checkpoint, loaded_hash, process_st
 from .trainer import RunTrainer, training_arguments
 
 
+def check_output(output: str | Path, base_model: str | Path) -> None:
+    """
+    Raises:
+        ValueError: the trained model would be written over the frozen one, without which its adapter is worth nothing.
+    """
+    if Path(base_model).is_dir() and Path(base_model).resolve() == Path(output).resolve():
+        raise ValueError(f"--output {output} is the folder of the model that is trained on; name another one.")
+
+
 def run_language_stage(
     output: str | Path,
     recipe: LanguageRecipe,
@@ -43,7 +52,7 @@ def run_language_stage(
     max_length = min(recipe.capacity, model.config.max_position_embeddings)
     dataset = LanguageDataset(files, processor, recipe, max_length, options.seed)
     batch = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
-    options.max_steps = max_steps or math.ceil(recipe.epochs * dataset.epoch_length / batch)
+    options.max_steps = math.ceil(recipe.epochs * dataset.epoch_length / batch) if max_steps is None else max_steps
     dataset.examples = options.max_steps * batch
     if process_state().is_main_process:
         print(f"{dataset.epoch_length} examples per epoch, {options.max_steps} steps of {batch}")
@@ -119,4 +128,4 @@ def save_language_model(
     return merged
 
 
-__all__ = ["run_language_stage", "save_language_model"]
+__all__ = ["check_output", "run_language_stage", "save_language_model"]

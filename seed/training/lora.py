@@ -149,7 +149,7 @@ def load_adapter(model: SeedLanguageModelMixin, folder: str | Path, trainable: b
             f"The adapter {folder} is for another vocabulary: it has "
             f"{', '.join(f'{key} {stored.get(key)}' for key in differing)}, the model "
             f"{', '.join(f'{key} {own[key]}' for key in differing)}. Load it on the model it was trained on, "
-            f"{stored['base_model']}, extended with the same image tokenizer."
+            f"{adapter_base(folder)}, extended with the same image tokenizer."
         )
     return _prepare(PeftModel.from_pretrained(model, folder, is_trainable=trainable))
 
@@ -175,7 +175,9 @@ def save_adapter(model: PeftModel, folder: str | Path, base_model: str) -> None:
             os.replace(file, partial / file.name)
         (partial / name).rmdir()
     (partial / "README.md").write_text(_ADAPTER_CARD.format(base=base_model), encoding="utf-8")
-    vocabulary = _vocabulary(model.get_base_model()) | {"base_model": base_model}
+    # Relative to the adapter, so that it is found from any working directory and both can be moved together.
+    found = os.path.relpath(Path(base_model).resolve(), folder.resolve()) if Path(base_model).is_dir() else base_model
+    vocabulary = _vocabulary(model.get_base_model()) | {"base_model": Path(found).as_posix()}
     write_atomically(partial / VOCABULARY_FILE, json.dumps(vocabulary, indent=2) + "\n")
     earlier = folder.with_name(folder.name + ".earlier")
     shutil.rmtree(earlier, ignore_errors=True)
@@ -201,7 +203,9 @@ def is_adapter(name: str | Path) -> bool:
 
 def adapter_base(folder: str | Path) -> str:
     """Folder or Hub id of the frozen model that an adapter was trained on."""
-    return _read_vocabulary(folder)["base_model"]
+    stored = _read_vocabulary(folder)["base_model"]
+    beside = os.path.normpath(Path(folder) / stored)
+    return beside if os.path.isdir(beside) else stored
 
 
 def _prepare(model: PeftModel) -> PeftModel:

@@ -62,7 +62,7 @@ def load_text_model_recipe(path: str | Path) -> TextModelRecipe:
 def read_mixture(path: str | Path, weights: Mapping[str, float], seed: int = 0) -> list[str]:
     """
     The texts of a Parquet file (columns `text` and, where there are weights, `source`), repeated and thinned out by
-    the weights of their sources and shuffled; the same in every run.
+    the weights of their sources and shuffled; the same in every run. Rows without words are left out.
 
     Raises:
         ValueError: a column is missing, a weight names no source, or there is no text.
@@ -77,12 +77,14 @@ def read_mixture(path: str | Path, weights: Mapping[str, float], seed: int = 0) 
     unknown = sorted(weights.keys() - set(sources))
     if unknown:
         raise ValueError(
-            f"The recipe weighs {unknown}, but {path} has the sources {sorted(set(sources))}: change the recipe's "
-            "`weights`, or leave them out to take all texts once."
+            f"The recipe weighs {unknown}, but {path} has the sources {sorted(set(sources), key=str)}: change the "
+            "recipe's `weights`, or leave them out to take all texts once."
         )
     rng = random.Random(seed)
     mixture = []
     for text, source in zip(texts, sources):
+        if not text or not text.strip():
+            continue
         times, rest = divmod(weights.get(source, 1.0), 1)
         mixture += [text] * (int(times) + (rng.random() < rest))
     if not mixture:

@@ -124,6 +124,20 @@ def test_a_file_of_questions_keeps_each_picture_once(tmp_path):
         QuestionFile(tmp_path, "test")
 
 
+def test_questions_without_words_are_left_out_and_counted(tmp_path, capsys):
+    path = tmp_path / "q.parquet"
+    pictures = [{"bytes": bytes([number]), "path": None} for number in range(5)]
+    answers = [["a"], [], ["b"], [None, " "], ["c"]]
+    columns = {"question": ["what?", "what?", None, "what?", " "], "answers": answers, "image": pictures}
+    pq.write_table(pa.table(columns), path)
+    found = QuestionFile(path)
+    assert [row["answers"] for row in found.questions] == [["a"]] and len(found.pictures) == 1
+    assert "4 of 5 rows have no question or no answer" in capsys.readouterr().out
+    pq.write_table(pa.table(columns).slice(1), path)
+    with pytest.raises(ValueError, match="holds no questions"):
+        QuestionFile(path)
+
+
 def test_codes_stand_in_place_of_pictures(tmp_path):
     metadata = CodesMetadata("abc", "def", "float32", codebook_size=8, num_codes=2)
     path = tmp_path / "q.parquet"

@@ -2,24 +2,29 @@
 
 import argparse
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from tiny_language import make_language_repository
 from tiny_repository import make_stable_diffusion, pictures
 from toy_pictures import png
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from seed import SeedModel, SeedProcessor
 from seed.data.questions import QuestionFile, write_questions
 from seed.evaluation import command
+from seed.evaluation.captioning import training_names
 from seed.evaluation.drawing import Concepts, judge_pictures, judge_prompts, oracle
 from seed.evaluation.image_tokenizer import EvaluatedTokenizer
 from seed.evaluation.judge import EfficientNetJudge
+from seed.evaluation.language_model import EvaluatedLanguageModel
 from seed.evaluation.pictures import PictureSet
 from seed.evaluation.question_answering import TrainingAnswers
 from seed.evaluation.scores import choose, others
@@ -370,6 +375,25 @@ def test_a_metric_that_cannot_be_loaded_is_named_before_the_work(repository, emo
         args = run(task, "--model", repository, "--data", data, *options, "--output", tmp_path / "out")
         with pytest.raises(ModuleNotFoundError, match="cannot be loaded"):
             args.func(args)
+
+
+def test_a_checkpoint_that_samples_captions_as_any_other(repository, tmp_path):
+    """As Llama 2's settings do: an evaluation asks for the likeliest words."""
+    shutil.copytree(repository, tmp_path / "sampling")
+    settings = GenerationConfig.from_pretrained(repository)
+    settings.update(do_sample=True, temperature=5.0, top_p=0.9)
+    settings.save_pretrained(tmp_path / "sampling")
+    codes = torch.randint(64, (4, 32), generator=torch.Generator().manual_seed(0))
+    for beams in (1, 3):
+        expected = EvaluatedLanguageModel(repository, num_beams=beams).caption(codes)
+        model = EvaluatedLanguageModel(tmp_path / "sampling", num_beams=beams)
+        assert model.model.generation_config.do_sample and model.caption(codes) == expected
+
+
+def test_names_are_of_the_rows_that_have_some():
+    columns = {"name": ["cat", None, " ", None], "captions": [["a cat"], ["dog", "hound"], ["owl"], None]}
+    pictures = SimpleNamespace(dataset=Dataset.from_dict(columns))
+    assert training_names(pictures) == ["cat", "dog", "owl"]
 
 
 def test_training_pictures_are_read_as_the_data_are(repository, tmp_path, monkeypatch):

@@ -40,6 +40,8 @@ def test_fine_tuning_shows_before_and_after(tmp_path, data, capsys):
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert "visual_head.weight" in changed and "model.decoder.layers.0.fc1.weight" in changed
     assert "model.decoder.embed_tokens.weight" not in changed
+    with pytest.raises(ValueError, match="is the folder of the model that is trained on"):
+        run_script("finetune_lora.py", "--data", data, "--model", output, "--output", output)
     pipeline = SeedPipeline.from_pretrained(output, language_model=True)
     assert len(pipeline(prompt="a blip 1", num_inference_steps=1).images) == 1
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 from seed import SeedModel, SeedOPTForCausalLM, SeedProcessor
 from seed.data.codes import CodesMetadata
 from seed.training.language_examples import write_views
-from seed.training.lora import load_adapter, merge
+from seed.training.lora import adapter_base, load_adapter, merge
 from seed.training.trainer import TrainingDivergedError
 
 
@@ -78,6 +78,11 @@ def test_both_stages_run_resume_and_hand_on(work, seed_repository):
     for name in ("model.decoder.embed_tokens.weight", "lm_head.weight"):
         assert torch.equal(merged.state_dict()[name], text.state_dict()[name]), f"{name} is not to change"
     assert not torch.equal(merged.model.decoder.layers[0].fc1.weight, text.model.decoder.layers[0].fc1.weight)
+
+    # Which the adapter finds from any folder.
+    assert Path(adapter_base(stage2 / "adapter")).resolve() == (work / "text").resolve()
+    with pytest.raises(ValueError, match="is the folder of the model that is trained on"):
+        run_script("train_language.py", *arguments(work, seed_repository, "language_stage2", stage2, stage2))
 
     # And the output is a repository to use: its processor finds the image tokenizer.
     processor = SeedProcessor.from_pretrained(stage2)

@@ -126,6 +126,10 @@ def test_the_mixture_follows_the_weights(corpus, tmp_path):
     pq.write_table(pa.table({"text": [str(n) for n in range(2000)], "source": ["a"] * 2000}), many)
     thinned = read_mixture(many, {"a": 0.3})
     assert 500 < len(thinned) == len(set(thinned)) < 700
+    pq.write_table(pa.table({"text": ["a", None, " "], "source": ["a", "a", None]}), many)
+    assert read_mixture(many, {"a": 2.0}) == ["a", "a"]
+    with pytest.raises(ValueError, match="weighs \\['wiki'\\]"):
+        read_mixture(many, {"wiki": 1.0})
     with pytest.raises(ValueError, match="'wiki'"):
         read_mixture(corpus, {"wiki": 1.0})
     with pytest.raises(ValueError, match="text"):

@@ -208,9 +208,21 @@ def test_a_row_that_is_too_long_gives_its_place_to_the_next_and_is_named(tmp_pat
     run = dataset(processor, [file], {"caption": 1}, max_length=80)
     with caplog.at_level(logging.WARNING):
         assert {run[position]["name"] for position in range(30)} == {f"codes.parquet, row {i}" for i in (0, 1, 3, 4, 5)}
-    assert [record.getMessage().startswith("codes.parquet, row 2 is left out") for record in caplog.records] == [True]
-    with pytest.raises(ValueError, match="Every caption example is longer than 30 tokens"):
+    (record,) = caplog.records
+    assert record.getMessage().startswith("A row is left out. codes.parquet, row 2: as a caption it has")
+    with pytest.raises(ValueError, match="No caption example of these files can be .* tokens, and 30 fit"):
         dataset(processor, [file], {"caption": 1}, max_length=30)[0]
+
+
+def test_a_row_that_makes_no_example_gives_its_place_to_the_next_and_is_named(tmp_path, processor, caplog):
+    """As the alternative text of a picture on the web may: one in a million must not end a run."""
+    rows = caption_rows()[::2]
+    rows[2]["captions"] = ["an <img> tag"]
+    run = dataset(processor, [open_file(write(tmp_path / "codes.parquet", rows))], {"caption": 1})
+    with caplog.at_level(logging.WARNING):
+        assert {run[position]["name"] for position in range(30)} == {f"codes.parquet, row {i}" for i in (0, 1, 3, 4, 5)}
+    (record,) = caplog.records
+    assert "left out. codes.parquet, row 2: " in record.getMessage() and "spells visual tokens" in record.getMessage()
 
 
 def test_bad_files_say_what_is_wrong(tmp_path, processor):
@@ -272,6 +284,24 @@ def test_an_unknown_task_or_key_is_named(tmp_path):
         load_language_recipe(path)
 
 
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ("caption_dropout: 5", "caption_dropout is 5; expected a share of 0 to 1"),
+        ("first_caption_probability: -0.1", "first_caption_probability is -0.1"),
+        ("capacity: 0", "capacity is 0; expected 1 or more"),
+        ("lora: {rank: 0}", "lora: rank is 0; expected 1 or more"),
+        ("tasks: {caption: -1}", "tasks: caption is -1; expected how often"),
+        ("tasks: {caption: .nan}", "tasks: caption is nan"),
+    ],
+)
+def test_values_out_of_range_are_named(tmp_path, setting, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("epochs: 1\ntraining: {}\n" + ("" if "tasks" in setting else "tasks: {caption: 1}\n") + setting)
+    with pytest.raises(ValueError, match=message):
+        load_language_recipe(path)
+
+
 def test_a_dtype_that_training_cannot_compute_in_is_refused(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("epochs: 1\ntasks: {caption: 1}\ntraining: {}\ndtype: bfloat16\n")
@@ -309,7 +339,7 @@ def test_conversations_are_rendered_by_the_recipes_chat_template(tmp_path, proce
 @pytest.mark.parametrize("forged", ["<img_00003>", "<img>" + "<img_00003>" * 32 + "</img>"])
 def test_words_of_a_conversation_that_spell_an_image_are_refused(tmp_path, processor, forged):
     file = write_conversations(tmp_path / "instructions.parquet", answer=f"a {forged} b")
-    with pytest.raises(ValueError, match="instructions.parquet, row 0: .*spells visual tokens"):
+    with pytest.raises(ValueError, match="No instruction.*instructions.parquet, row 0: .*spells visual tokens"):
         dataset(processor, [file], {"instruction": 1})[0]
 
 
