@@ -66,11 +66,11 @@ def train(
     checkpoints = output / "checkpoints"
     options = training_arguments(checkpoints, recipe.training)
     batch = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
-    options.max_steps = max_steps or math.ceil(recipe.epochs * len(blocks) / batch)
+    options.max_steps = math.ceil(recipe.epochs * len(blocks) / batch) if max_steps is None else max_steps
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters / 1e6:.2f}M parameters, {options.max_steps} steps of {batch} blocks")
     last = last_checkpoint(checkpoints)
-    check_run(output, run, last)
+    check_run(output, run | {"blocks per step": batch}, last)
     FiniteTrainer(model=model, args=options, train_dataset=blocks).train(resume_from_checkpoint=last)
 
 

@@ -203,6 +203,8 @@ def run_tokenize(args: argparse.Namespace) -> int:
     from .data.tokenization import PictureList, load_image_tokenizer, tokenize_pictures
 
     pictures = PictureList(args.paths, args.image_root, args.split)
+    if pictures.not_downloaded:
+        print(f"{pictures.not_downloaded} pictures that the table names were never downloaded and are left out.")
     model, image_processor = load_image_tokenizer(args.model or default_model(), _dtype(args), _device(args))
     summary = tokenize_pictures(pictures, args.output, model, image_processor, args.batch_size)
     for _, name, error in summary.skipped:

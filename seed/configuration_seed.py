@@ -40,6 +40,7 @@ class SeedQFormerConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        _check_counts(self, "num_queries", "num_hidden_layers", "num_attention_heads", "cross_attention_frequency")
         _check_heads("hidden_size", self.hidden_size, self.num_attention_heads)
 
 
@@ -156,6 +157,7 @@ class SeedConfig(PreTrainedConfig):
                 f"quantization_loss_weighting is {self.quantization_loss_weighting!r}; expected 'legacy' (as released) "
                 "or 'standard'."
             )
+        _check_counts(self, "codebook_size", "code_dim", "decoder_num_heads")
         _check_heads("qformer_config.hidden_size", self.qformer_config.hidden_size, self.decoder_num_heads)
         super().__post_init__(**kwargs)
 
@@ -167,6 +169,12 @@ class SeedConfig(PreTrainedConfig):
 
 def _without_model_type(values: dict) -> dict:
     return {key: value for key, value in values.items() if key != "model_type"}
+
+
+def _check_counts(config: PreTrainedConfig, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; expected 1 or more.")
 
 
 def _check_heads(name: str, width: int, heads: int) -> None:

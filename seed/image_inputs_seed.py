@@ -68,6 +68,8 @@ def images_as_bytes(images):
         return [images_as_bytes(image) for image in images]
     if isinstance(images, np.ndarray) and images.dtype.kind == "f":
         return images_as_bytes(torch.from_numpy(images)).numpy()
+    if isinstance(images, torch.Tensor):
+        images = images.detach().cpu()  # where image processors work
     if not (isinstance(images, torch.Tensor) and images.is_floating_point() and images.numel()):
         return images
     if images.min() < 0:

@@ -59,7 +59,8 @@ def query_similarity(image_features: torch.Tensor, text_features: torch.Tensor) 
 
     With `(images, queries, dim)` image features the best query counts (BLIP-2's retrieval protocol).
     """
-    similarity = image_features.float() @ text_features.float().t()
+    with torch.autocast(image_features.device.type, enabled=False):  # which makes bfloat16 of products in float32
+        similarity = image_features.float() @ text_features.float().t()
     return similarity.amax(dim=1) if similarity.dim() == 3 else similarity
 
 

@@ -211,7 +211,7 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
         text = {}
         if text_parts:
             folder = decoder_folder / "text_encoder"
-            text["text_encoder"] = _load_complete(CLIPTextModel, folder, weights_dtype, variant)
+            text["text_encoder"] = load_complete(CLIPTextModel, folder, weights_dtype, variant)
             text["tokenizer"] = AutoTokenizer.from_pretrained(decoder_folder / "tokenizer")
         if language_model is True:
             language_model = load_language_model(pretrained_model_name_or_path, dtype=dtype, **hub_options)
@@ -219,8 +219,8 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             processor = SeedProcessor.from_pretrained(pretrained_model_name_or_path, **hub_options)
         stable_diffusion = StableDiffusionPipeline.from_pretrained(
             decoder_folder,
-            unet=unet or _load_complete(UNet2DConditionModel, decoder_folder / "unet", weights_dtype, variant),
-            vae=vae or _load_complete(AutoencoderKL, decoder_folder / "vae", weights_dtype, variant),
+            unet=unet or load_complete(UNet2DConditionModel, decoder_folder / "unet", weights_dtype, variant),
+            vae=vae or load_complete(AutoencoderKL, decoder_folder / "vae", weights_dtype, variant),
             text_encoder=None,
             tokenizer=None,
             safety_checker=None,
@@ -334,7 +334,7 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             if part not in index or not (stored / part).is_dir():
                 continue
             if part == "text_encoder":  # in the variant that is saved, not the one that was loaded
-                encoder = _load_complete(CLIPTextModel, stored / part, "auto", source.variant)
+                encoder = load_complete(CLIPTextModel, stored / part, "auto", source.variant)
                 encoder.save_pretrained(folder / part, variant=kwargs.get("variant"))
             else:
                 shutil.copytree(stored / part, folder / part)
@@ -357,7 +357,7 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
         if not images:
             raise ValueError("images is empty; expected at least one.")
         # accelerate's offloading listens to forward only, which would go on to decode the codes.
-        tokenize, codes = apply_forward_hook(type(self.image_tokenizer).get_image_tokens), []
+        tokenize, codes = apply_forward_hook(lambda model, *args: model.get_image_tokens(*args)), []
         for start in range(0, len(images), IMAGES_PER_BATCH):
             batch = self.image_processor(images[start : start + IMAGES_PER_BATCH], return_tensors="pt")
             codes.append(tokenize(self.image_tokenizer, batch["pixel_values"].to(self._execution_device)))
@@ -382,6 +382,7 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             # Through forward, where accelerate's offloading listens.
             outputs = self.image_tokenizer(codes=codes, prefix_length=prefix_length)
             return outputs.generation_embeddings.to(self.unet.dtype)
+        prefix_length = [operator.index(length) for length in prefix_length]  # tensors' elements are no keys
         if len(prefix_length) != len(codes):
             raise ValueError(f"Got {len(prefix_length)} prefix lengths for {len(codes)} rows of codes.")
         rows = {k: [row for row, length in enumerate(prefix_length) if length == k] for k in set(prefix_length)}
@@ -725,8 +726,15 @@ def _check_same_codebook(language_model, image_tokenizer: SeedModel) -> None:
     )
 
 
-def _load_complete(model_class, folder: Path, dtype: torch.dtype | str, variant: str | None = None):
-    """A model of the decoder, as saved by diffusers; a tensor that its checkpoint lacks is an error, not a warning."""
+def load_complete(model_class, folder: Path, dtype: torch.dtype | str, variant: str | None = None):
+    """
+    A model of the decoder, as saved by diffusers, in the variant that is asked for or the only one that is there.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        OSError: no weights of that variant, or damaged ones.
+        ValueError: a tensor is missing, which would be random weights; or the weights are pickled.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"The decoder has no folder {str(folder)!r}: download or copy it again.")
     weights = [path.stem for path in folder.iterdir() if is_weight(path) and path.suffix == ".safetensors"]
@@ -759,4 +767,4 @@ def _load_complete(model_class, folder: Path, dtype: torch.dtype | str, variant:
     return model
 
 
-__all__ = ["SeedPipeline", "SeedPipelineOutput", "load_language_model"]
+__all__ = ["SeedPipeline", "SeedPipelineOutput", "load_complete", "load_language_model"]

@@ -72,6 +72,9 @@ def test_parts_may_be_dicts_or_configs():
     [
         ({"qformer_config": {"hidden_size": 50, "num_attention_heads": 4}}, "50.*4 attention heads"),
         ({"decoder_num_heads": 7}, "768.*7 attention heads"),
+        ({"codebook_size": 0}, "codebook_size is 0; expected 1 or more"),
+        ({"decoder_num_heads": 0}, "decoder_num_heads is 0"),
+        ({"qformer_config": {"cross_attention_frequency": -1}}, "cross_attention_frequency is -1"),
         ({"reverse_qformer_config": {"hidden_size": 384}}, "384.*expected 768"),
         ({"quantization_loss_weighting": "new"}, "'new'.*'legacy'.*'standard'"),
         ({"vision_config": {"model_type": "no_such_model"}}, "'no_such_model'.*clip_vision_model"),

@@ -132,3 +132,10 @@ def test_captioning_loss_predicts_the_next_word():
     ]
     assert captioning_loss(logits, labels).item() == pytest.approx(sum(terms) / 4, rel=1e-5)
     assert captioning_loss(logits.half(), labels).dtype == torch.float32
+
+
+def test_query_similarity_is_float32_under_autocast_too():
+    images, texts = unit(8, 64).double(), unit(8, 64, seed=1).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = query_similarity(images.float(), texts.float())
+    torch.testing.assert_close(found.double(), images @ texts.t(), atol=1e-6, rtol=0)

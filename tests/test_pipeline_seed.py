@@ -86,6 +86,11 @@ def test_prefix_lengths(pipeline, codes):
     changed[:, 4:] = (changed[:, 4:] + 7) % 64
     of_four = draw(pipeline, codes=codes, prefix_length=4)
     assert np.array_equal(of_four, draw(pipeline, codes=changed, prefix_length=4))
+    for lengths in (torch.tensor([4] * len(codes)), np.full(len(codes), 4)):
+        embeds = pipeline.encode_codes(codes, lengths)
+        torch.testing.assert_close(embeds, pipeline.encode_codes(codes, 4))
+    with pytest.raises(TypeError, match="list"):
+        pipeline.encode_codes(codes, [[4]] * len(codes))
     assert not np.allclose(of_four, draw(pipeline, codes=codes), atol=1e-4)
     # One per row is the same as one after the other.
     mixed = pipeline.encode_codes(codes, [8, 1, 8])

@@ -277,7 +277,8 @@ def test_floats_of_diffusers_are_bytes(processor):
     byte = np.asarray(pictures(1)[0])
     scaled, expected = byte.astype(np.float32) / 255, processor.tokenize_images(byte)
     assert torch.equal(make_seed_pipeline().tokenize_images(scaled), expected)
-    for images in (scaled, [scaled], torch.from_numpy(scaled).permute(2, 0, 1)[None]):
+    as_tensor = torch.from_numpy(scaled).permute(2, 0, 1)[None]
+    for images in (scaled, [scaled], as_tensor, as_tensor.clone().requires_grad_()):  # which numpy refuses as it is
         assert torch.equal(processor.tokenize_images(images), expected)
     assert processor(images=scaled)["input_ids"][0, :34].tolist() == image(expected[0])
 

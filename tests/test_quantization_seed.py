@@ -196,3 +196,11 @@ def test_usage_and_perplexity_by_hand():
     assert codebook_usage(torch.tensor([7, 0, 0, 0])) == {"usage": 0.25, "perplexity": pytest.approx(1.0)}
     expected = math.exp(-(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25)))
     assert codebook_usage(torch.tensor([2, 1, 1, 0])) == {"usage": 0.75, "perplexity": pytest.approx(expected)}
+
+
+def test_centres_that_stay_empty_are_moved():
+    """Where nearly all vectors are one, the first centres are copies, of which all but one would stay empty."""
+    vectors = torch.tensor([[0.0, 0.0]] * 200 + [[9.0, 0.0], [0.0, 9.0], [9.0, 9.0]] * 2)
+    quantizer = SeedVectorQuantizer(4, 2)
+    quantizer.initialize_from_data(vectors, iterations=300, generator=torch.Generator().manual_seed(0))
+    assert len(quantizer.nearest_codes(vectors).unique()) == 4

@@ -364,12 +364,12 @@ def _text_tokenizer(name: str | os.PathLike, config: SeedConfig):
             f"The files hold no text parts, so the text tokenizer {str(name)!r} has nothing to read for; leave it out."
         )
     tokenizer = AutoTokenizer.from_pretrained(name)
-    if "[DEC]" not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     rows = config.qformer_config.vocab_size
+    if "[DEC]" not in tokenizer.get_vocab() and len(tokenizer) < rows:
+        tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     if len(tokenizer) != rows:
         raise ValueError(
-            f"The text tokenizer {str(name)!r} has {len(tokenizer)} entries with [DEC], the text branch {rows} rows. "
+            f"The text tokenizer {str(name)!r} has {len(tokenizer)} entries, the text branch {rows} rows. "
             "SEED-1 was trained with bert-base-uncased."
         )
     return tokenizer

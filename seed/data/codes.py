@@ -99,7 +99,8 @@ def read_codes(path: str | Path, codebook_size: int, num_codes: int) -> CodesFil
         raise ValueError(f"{path}: has no column 'codes'; it has {', '.join(found) or 'none'}.")
     table = pq.read_table(path, columns=[name for name in ("id", "codes") if name in found])
     codes = _check_codes(table["codes"], str(path), codebook_size, num_codes)
-    ids = table["id"].cast(pa.string()).to_pylist() if "id" in found else [str(row) for row in range(len(codes))]
+    ids = [None] * len(codes) if "id" not in found else table["id"].to_pylist()
+    ids = [str(row if name is None else name) for row, name in enumerate(ids)]
     known = {field.name for field in dataclasses.fields(CodesMetadata)}
     metadata = CodesMetadata(**stored) if stored and stored.keys() == known else None
     return CodesFile(ids=ids, codes=codes, metadata=metadata)

@@ -13,7 +13,9 @@
 Pictures stay undecoded until `iter_valid` opens them, so that a broken one is counted, not fatal.
 """
 
+import contextlib
 import glob
+import hashlib
 import itertools
 import os
 import re
@@ -367,6 +369,7 @@ def _are_clean(dataset) -> bool:
 
 def _beside(dataset, root: Path, source: str):
     """Pictures that a table names by their paths, as paths from here; see `image_path`."""
+    from datasets import IterableDataset
 
     def found(example: dict) -> dict:
         image = example["image"] or {}
@@ -374,10 +377,32 @@ def _beside(dataset, root: Path, source: str):
             image = {"bytes": None, "path": image_path(root, root, image["path"], Path(source))}
         return {"image": image or None}
 
-    first = next(iter(dataset), None)
-    if first is None or not first["image"] or first["image"].get("bytes") is not None:
-        return dataset
-    return dataset.map(found, features=dataset.features)
+    if isinstance(dataset, IterableDataset) or next(_paths(dataset), None) is not None:
+        return dataset.map(found, features=dataset.features)
+    return dataset
+
+
+def _paths(dataset) -> Iterator[str]:
+    """Paths of the pictures that are files, in order; those in the data set itself are not read for it."""
+    for batch in dataset.select_columns("image").with_format("arrow").iter(10_000):
+        pictures = batch["image"].combine_chunks()
+        path, inside = pc.struct_field(pictures, "path"), pc.struct_field(pictures, "bytes")
+        yield from pc.drop_null(path.filter(pc.is_null(inside))).to_pylist()
+
+
+def picture_file_states(dataset) -> str:
+    """
+    Hash of the names, sizes and times of pictures that are files of their own, so that one which is added, mended or
+    broken is noticed; "" where there are none.
+    """
+    digest, found = hashlib.sha256(), False
+    for path in _paths(dataset):
+        found = True
+        digest.update(path.encode("utf-8", "surrogatepass"))
+        with contextlib.suppress(OSError):
+            state = os.stat(path)
+            digest.update(f" {state.st_size} {state.st_mtime_ns} ".encode())
+    return digest.hexdigest() if found else ""
 
 
 def _rename(dataset, old: str, new: str):

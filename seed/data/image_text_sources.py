@@ -403,6 +403,8 @@ def _samples(shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
             if not member.isfile():
                 continue
             folder, _, name = member.name.rpartition("/")
+            if name.startswith("."):  # macOS puts "._a.png" before a.png
+                continue
             stem, _, extension = name.partition(".")
             key = f"{folder}/{stem}" if folder else stem
             if key != current and files:

@@ -3,7 +3,7 @@
 import io
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
@@ -15,7 +15,7 @@ from ..image_modes_seed import upright_rgb
 MAX_PIXELS = 178_956_970
 
 IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".heic", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+    {".avif", ".bmp", ".gif", ".heic", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 
 ImageSource = str | os.PathLike | bytes | dict | Image.Image
@@ -133,6 +133,21 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
         raise InvalidImageError(name, "too large", "Scale it down first.", detail)
 
 
+def images_below(folder: Path) -> Iterator[Path]:
+    """Images in a folder and those below it, also where links lead; broken links too, which opening will name."""
+    seen = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        place = os.stat(root)
+        if (place.st_dev, place.st_ino) in seen:  # a link back up
+            folders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield Path(root, name)
+
+
 def list_images(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:
     """Image files among `paths`: files as given, folders searched recursively; sorted within each folder, no repeats.
 
@@ -149,13 +164,7 @@ def list_images(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[
     found: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            images = sorted(
-                file
-                for file in path.rglob("*")
-                if file.suffix.lower() in IMAGE_SUFFIXES
-                and not any(part.startswith(".") for part in file.relative_to(path).parts)
-                and file.is_file()
-            )
+            images = sorted(images_below(path))
             if not images:
                 raise ValueError(f"{path}: no images in this folder; looked for {', '.join(sorted(IMAGE_SUFFIXES))}.")
             found.update(dict.fromkeys(images))

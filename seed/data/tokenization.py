@@ -19,8 +19,8 @@ from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
 from ..repository_seed import resolve_image_tokenizer
 from .codes import CodesMetadata, codes_schema
-from .image_text import load_image_text
-from .images import ImageSource, InvalidImageError, list_images, load_image
+from .image_text import SkipReport, load_image_text, picture_file_states
+from .images import ImageSource, InvalidImageError, images_below, list_images, load_image
 from .provenance import write_atomically
 
 # Files that hold image-text data; everything else that is named is a picture or a folder of pictures.
@@ -50,9 +50,13 @@ class PictureList(Sequence):
     Pictures to tokenise, numbered, opened when their turn comes.
 
     Args:
-        paths: images and folders of images, or image-text data (`.parquet`, `.tar`, `.json`, `.tsv`, `.csv`).
+        paths: images and folders of images, or image-text data (`.parquet`, `.tar`, `.json`, `.tsv`, `.csv`, a folder
+            of the first two).
         image_root: folder that file names in image-text data are relative to; default: the folder of the data.
         split: of image-text data, as in [`load_image_text`].
+
+    `fingerprint` tells the pictures from others: by the names, sizes and times of all files that hold them.
+    `not_downloaded` counts the rows of a table whose pictures are not there.
 
     Raises:
         FileNotFoundError: a path does not exist.
@@ -66,9 +70,10 @@ class PictureList(Sequence):
             other = next(path for path in paths if path not in data)
             raise ValueError(f"{data[0]} holds image-text data, {other} does not; tokenise them one after the other.")
         self.has_captions = bool(data)
+        report = SkipReport()
         if data:
-            self._rows = load_image_text(paths, split=split, image_root=image_root)
-            files = [Path(path) for path in paths]
+            self._rows = load_image_text(paths, split=split, image_root=image_root, report=report)
+            files = [file for path in paths for file in _data_files(Path(path))]
         elif split is not None:
             raise ValueError(
                 f"split is {split!r}, but {paths[0]} is a picture or a folder of pictures, which has no splits; leave "
@@ -76,7 +81,10 @@ class PictureList(Sequence):
             )
         else:
             self._rows = files = list_images(paths)
+        self.not_downloaded = report.skipped
         self.fingerprint = _fingerprint(files, image_root, split)
+        if data and (states := picture_file_states(self._rows)):
+            self.fingerprint = hashlib.sha256(f"{self.fingerprint} {states}".encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -234,8 +242,15 @@ def _printable(text: str) -> str:
 
 
 def _holds_data(path: str | Path) -> bool:
-    suffix = Path(path).suffix.lower()
+    path, suffix = Path(path), Path(path).suffix.lower()
+    if path.is_dir():  # of shards, unless there are pictures
+        return next(images_below(path), None) is None and bool(_data_files(path))
     return suffix in DATA_SUFFIXES or suffix.startswith(".tsv")  # Unsplash's are .tsv000, .tsv001, ...
+
+
+def _data_files(path: Path) -> list[Path]:
+    """A file of data, or those in a folder."""
+    return sorted(file for kind in ("*.parquet", "*.tar") for file in path.rglob(kind)) if path.is_dir() else [path]
 
 
 def _fingerprint(files: Sequence[Path], image_root: str | Path | None, split: str | None) -> str:
@@ -244,7 +259,10 @@ def _fingerprint(files: Sequence[Path], image_root: str | Path | None, split: st
     if split is not None:
         digest.update(f"\0{split}".encode())
     for file in files:
-        state = file.stat()
+        try:
+            state = file.stat()
+        except OSError:  # a link that leads nowhere, which opening will name
+            state = file.lstat()
         digest.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 

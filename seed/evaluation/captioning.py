@@ -50,6 +50,7 @@ def training_names(pictures: PictureSet) -> list[str]:
     """Names of a training split's pictures (the column `name`, else the first caption), of those that have one."""
     dataset = pictures.dataset
     names = dataset["name"] if "name" in dataset.column_names else [None] * len(dataset)
+    names = (None if name is None else str(name) for name in names)
     found = ([*caption_list(name), *caption_list(captions)] for name, captions in zip(names, dataset["captions"]))
     return [texts[0] for texts in found if texts]
 

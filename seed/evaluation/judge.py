@@ -71,12 +71,26 @@ class ClipJudge:
 
     Args:
         name: folder or Hub id of a CLIP model in transformers' format, with its image processor.
+
+    Raises:
+        ValueError: it lacks some of a CLIP model's tensors, as a vision model of another family does.
     """
 
     def __init__(self, name: str | Path, device: str | torch.device = "cpu"):
         from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
 
-        self.model = CLIPVisionModelWithProjection.from_pretrained(name, dtype=torch.float32).eval().to(device)
+        try:
+            model, info = CLIPVisionModelWithProjection.from_pretrained(
+                name, dtype=torch.float32, output_loading_info=True
+            )
+        except RuntimeError as error:  # tensors of other shapes
+            raise ValueError(f"The judge {name} is no CLIP model with a projection: {error}") from error
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(
+                f"The judge {name} lacks {len(missing)} tensors of a CLIP model with a projection, e.g. {missing[:3]}; "
+                "random weights would judge in their place. Name a whole CLIP model."
+            )
+        self.model = model.eval().to(device)
         self.image_processor = AutoImageProcessor.from_pretrained(name, backend="pil")
         self.device = device
         self.description = {"name": str(name), "size": self.model.config.image_size}

@@ -83,7 +83,7 @@ def _picture(example: dict) -> Picture:
     return Picture(
         row=example["row"],
         id=str(example["row"] if identity is None else identity),
-        name=example.get("name") or captions[0],
+        name=str(example.get("name") or captions[0]),
         captions=captions,
         image=example["image"],
     )

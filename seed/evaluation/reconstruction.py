@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
+from transformers import CLIPTextModel
 
 from ..data.provenance import weight_hash
-from ..pipeline_seed import SeedPipeline
+from ..pipeline_seed import SeedPipeline, load_complete
 from ..repository_seed import resolve_decoder
 from .judge import Judge
 from .metrics import bootstrap_interval, recall_at, retrieval_ranks, top_candidates
@@ -55,8 +56,10 @@ class Drawer:
         self.name = str(model)
         # float32 throughout: codes that are scored are made in it.
         self.pipeline = SeedPipeline.from_pretrained(model, decoder=decoder, dtype=torch.float32).to(device)
+        folder = resolve_decoder(model, decoder)
         self.stable_diffusion = StableDiffusionPipeline.from_pretrained(
-            resolve_decoder(model, decoder),
+            folder,
+            text_encoder=load_complete(CLIPTextModel, folder / "text_encoder", torch.float32),
             unet=self.pipeline.unet,
             vae=self.pipeline.vae,
             scheduler=self.pipeline.scheduler,

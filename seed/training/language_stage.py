@@ -70,7 +70,7 @@ def run_language_stage(
             "--multi_gpu)."
         )
     last = last_checkpoint(checkpoints)
-    check_run(Path(output), _fingerprint(recipe, model, files), last)
+    check_run(Path(output), _fingerprint(recipe, model, files) | {"examples per step": batch}, last)
     trainer.train(resume_from_checkpoint=last)
 
 

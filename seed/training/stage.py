@@ -1,7 +1,6 @@
 """What the training scripts share: their arguments, the data they open, the run they make."""
 
 import argparse
-import contextlib
 import hashlib
 import json
 import math
@@ -17,7 +16,7 @@ from transformers import AutoModel, set_seed
 from ..configuration_seed import SeedConfig
 from ..conversion.efficientnet_lite import IMAGE_MEAN, IMAGE_STD, load_efficientnet_lite0
 from ..data.augmentation import augment
-from ..data.image_text import SkipReport, load_image_text
+from ..data.image_text import SkipReport, load_image_text, picture_file_states
 from ..data.image_text_sources import caption_list
 from ..data.images import InvalidImageError, load_image
 from ..data.provenance import preprocessing_hash, replace_into, write_atomically
@@ -136,10 +135,12 @@ def open_sources(
         dataset = dataset.select(rows)
         images = [_Opener(dataset, row) for row in range(len(dataset))]
         captions = dataset["captions"]
-        concepts = dataset["concept"] if "concept" in dataset.column_names else [c[0].casefold() for c in captions]
+        named = dataset["concept"] if "concept" in dataset.column_names else [None] * len(dataset)
+        concepts = [texts[0].casefold() if name is None else str(name) for name, texts in zip(named, captions)]
         source = PictureSource(list(captions), list(concepts), images=images, identity=identity)
         if arguments.feature_cache:
             folder = Path(arguments.feature_cache) / f"{number}-{Path(path).stem}"
+            model.to(process_state().device)
             with process_state().main_process_first():  # the others find it finished
                 source.cache = build_feature_cache(
                     folder, model, processor, images, views=views, augment=augment, identity=identity
@@ -168,7 +169,7 @@ def _identity(dataset) -> str:
 
 def _usable_rows_once(dataset, identity: str, memory: Path) -> list[int]:
     """`_usable_rows`, remembered in a file of the run's folder, so that resuming does not open every picture again."""
-    identity = hashlib.sha256(f"{identity} {_file_states(dataset)}".encode()).hexdigest()
+    identity = hashlib.sha256(f"{identity} {picture_file_states(dataset)}".encode()).hexdigest()
     with process_state().main_process_first():
         if memory.exists():
             found = json.loads(memory.read_text(encoding="utf-8"))
@@ -178,19 +179,6 @@ def _usable_rows_once(dataset, identity: str, memory: Path) -> list[int]:
         memory.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(memory, json.dumps({"identity": identity, "rows": rows}))
         return rows
-
-
-def _file_states(dataset) -> str:
-    """Hash of the sizes and times of pictures that are files, so that one which is mended or broken is noticed."""
-    digest = hashlib.sha256()
-    if len(dataset) and (dataset[0]["image"] or {}).get("bytes") is not None:
-        return ""  # in the data set itself, which is not read through for this
-    for image in dataset["image"]:
-        if image and image.get("bytes") is None and image.get("path"):
-            with contextlib.suppress(OSError):
-                state = os.stat(image["path"])
-                digest.update(f"{state.st_size} {state.st_mtime_ns} ".encode())
-    return digest.hexdigest()
 
 
 def _usable_rows(dataset) -> list[int]:
@@ -240,6 +228,7 @@ def first_embeddings(model: SeedModel, recipe: StageRecipe, collator, sources: l
     embeddings = []
     for batch in DataLoader(dataset, batch_size=64, collate_fn=collator):
         batch.pop("caption_ids")
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         cached = batch.get("causal_embeddings")
         embeddings.append(model.get_causal_embeddings(**batch) if cached is None else cached)
     return torch.cat(embeddings)
@@ -269,14 +258,15 @@ def run_stage(
     options = training_arguments(checkpoints, recipe.training, remove_unused_columns=False)
     batch = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
     pictures = sum(len(source) for source in sources)
-    options.max_steps = arguments.max_steps or math.ceil(recipe.epochs * pictures / batch)
+    steps = math.ceil(recipe.epochs * pictures / batch)
+    options.max_steps = steps if arguments.max_steps is None else arguments.max_steps
     dataset = RunDataset(sources, options.max_steps * batch, options.seed, recipe.data.first_caption_probability)
     trainer = SeedTrainer(
         model=head, args=options, train_dataset=dataset, data_collator=collator, text_features=text_features
     )
     last = last_checkpoint(checkpoints)
     data = [[source.identity, source.cache.views if source.cache else None] for source in sources]
-    start = start | {"image processor": preprocessing_hash(collator.image_processor)}
+    start = start | {"image processor": preprocessing_hash(collator.image_processor), "examples per step": batch}
     check_run(Path(arguments.output), recipe_values(recipe) | start | {"data": data}, last)
     trainer.train(resume_from_checkpoint=last)
 

@@ -7,6 +7,8 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, CLIPTextModel
 
+from ..pipeline_seed import load_complete
+
 LENGTH = 77  # tokens to which StableDiffusionPipeline pads and cuts
 # Features kept by a process, at most: 36,000 captions of Stable Diffusion 1.x. The paper's 5 million would be 591 GB.
 KEPT_BYTES = 4 * 2**30
@@ -29,7 +31,7 @@ class TextFeatures:
         if not folder.is_dir():
             folder = Path(snapshot_download(str(decoder), allow_patterns=["text_encoder/*", "tokenizer/*"]))
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval()
+        self.text_encoder = load_complete(CLIPTextModel, folder / "text_encoder", torch.float32).eval()
         self._kept: dict[bytes, torch.Tensor] = {}
 
     @property

@@ -285,6 +285,10 @@ def test_the_text_tokenizer_is_saved_with_its_dec_token(files, reference, tmp_pa
     saved = AutoTokenizer.from_pretrained(output)
     assert len(saved) == config.qformer_config.vocab_size == rows
     assert saved("word3 [DEC]")["input_ids"] == [2, 8, rows - 1, 3]
+    # As many rows as words: the text branch was trained without [DEC].
+    plain = bert_tokenizer(tmp_path / "plain", rows)
+    convert_seed1(**files, output=tmp_path / "without", text_tokenizer=plain, **HEADS)
+    assert "[DEC]" not in AutoTokenizer.from_pretrained(tmp_path / "without").get_vocab()
     # One that has it already stays as it is; another vocabulary is refused before anything is written.
     convert_seed1(**files, output=tmp_path / "again", text_tokenizer=output, **HEADS)
     assert AutoTokenizer.from_pretrained(tmp_path / "again").get_vocab() == saved.get_vocab()

@@ -559,3 +559,33 @@ def test_metadata_of_a_sub_folder_may_name_pictures_beside_it(tmp_path):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/metadata.jsonl").write_text('{"file_name": "../pictures/red.png", "text": "x"}')
     assert contents(load_image_text(tmp_path)) == {("x",): "red"}
+
+
+def test_rows_of_one_file_may_hold_pictures_or_name_them(tmp_path, monkeypatch):
+    """Whatever the first row has: every path is kept to the folder."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "b.png").write_bytes(png("blue"))
+    (tmp_path / "secret.png").write_bytes(png("red"))
+    monkeypatch.chdir(tmp_path)
+    inside, beside = {"bytes": png("red"), "path": None}, {"bytes": None, "path": "b.png"}
+    path = tmp_path / "data" / "a.parquet"
+
+    def second(images):
+        pq.write_table(pa.table({"image": images, "captions": [["x"], ["y"]]}), path)
+        return load_image_text(path)[1]["image"]
+
+    for first in (inside, None, {"bytes": b"", "path": None}):
+        assert second([first, beside]) == {"bytes": None, "path": str(tmp_path / "data" / "b.png")}
+    with pytest.raises(SchemaError, match="secret.png"):
+        second([inside, {"bytes": None, "path": str(tmp_path / "secret.png")}])
+
+
+def test_hidden_files_of_a_shard_are_passed_over(tmp_path):
+    """macOS's tar writes "._a.png" before a.png."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, content in (("._a.png", b"x"), ("a.png", png("red")), ("._a.txt", b"x"), ("a.txt", b"a rose")):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    (sample,) = load_image_text(tmp_path / "a.tar")
+    assert sample["captions"] == ["a rose"] and sample["image"]["bytes"] == png("red")

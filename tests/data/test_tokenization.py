@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from PIL import Image
 from tiny_repository import make_seed_pipeline, pictures
 
 from seed import SeedModel
+from seed.cli import main
 from seed.data import detokenization, tokenization
 from seed.data.codes import CodesMetadata, codes_schema, read_codes
 from seed.data.detokenization import draw_codes, open_codes
@@ -238,6 +240,9 @@ def test_bad_codes_name_file_row_and_value(codes_file, tmp_path):
     good = [list(range(32)), list(range(32, 64))]
     assert read_codes(codes_file(good), 64, 32).codes.tolist() == good
     assert read_codes(codes_file(good, pa.list_(pa.uint16(), 32)), 64, 32).codes.tolist() == good
+    for ids, expected in (([None, "a"], ["0", "a"]), ([5, None], ["5", "1"]), ([[1], [2]], ["[1]", "[2]"])):
+        pq.write_table(pa.table({"id": ids, "codes": good}), tmp_path / "ids.parquet")
+        assert read_codes(tmp_path / "ids.parquet", 64, 32).ids == expected
     cases = [
         ([good[0], good[1][:31]], None, r"made.parquet: row 1 has 31 codes; this model's pictures have 32"),
         ([good[0], None], None, "row 1 has 0 codes"),
@@ -356,3 +361,49 @@ def test_images_bytes_of_every_kind(tokenizer, tmp_path):
     tokenize_pictures(PictureList([tmp_path / name for name in kinds]), output, *tokenizer, progress=False)
     codes = pq.read_table(output)["codes"].to_pylist()
     assert codes == [codes[0]] * 4
+
+
+def test_pictures_of_a_table_that_come_later_are_other_pictures(tokenizer, folder, tmp_path, capsys):
+    """A download goes on between two runs: what is there is another set, and positions mean other pictures."""
+    root = tmp_path / "images"
+    root.mkdir()
+    table = tmp_path / "cc3m.tsv"
+    table.write_text("".join(f"a picture\thttps://i/{number}.png\n" for number in range(6)))
+    for number in (0, 2, 5):
+        shutil.copy(folder / f"{number:02d}.png", root / f"{number}.png")
+    output = tmp_path / "codes.parquet"
+    pictures_now = PictureList([table], image_root=root)
+    assert (len(pictures_now), pictures_now.not_downloaded) == (3, 3)
+    tokenize_pictures(pictures_now, output, *tokenizer, progress=False)
+    assert tokenize_pictures(PictureList([table], image_root=root), output, *tokenizer, progress=False).tokenized == 3
+    shutil.copy(folder / "01.png", root / "1.png")
+    with pytest.raises(ValueError, match="codes of other pictures"):
+        tokenize_pictures(PictureList([table], image_root=root), output, *tokenizer, progress=False)
+    assert main(["tokenize", str(table), "--image-root", str(root), "--output", str(output)]) != 0
+    assert "2 pictures that the table names were never downloaded" in capsys.readouterr().out
+
+
+def test_a_folder_of_shards_is_data(tokenizer, folder, tmp_path):
+    (tmp_path / "shards").mkdir()
+    for shard in range(2):
+        with tarfile.open(tmp_path / "shards" / f"{shard}.tar", "w") as archive:
+            for number in (5 + shard, 7 + shard):
+                archive.add(folder / f"{number:02d}.png", f"{number:02d}.png")
+    found = PictureList([tmp_path / "shards"])
+    assert found.has_captions and [picture.id for picture in found] == ["05", "07", "06", "08"]
+    fingerprint = found.fingerprint
+    os.utime(tmp_path / "shards" / "1.tar", (0, 0))
+    assert PictureList([tmp_path / "shards"]).fingerprint != fingerprint
+
+
+def test_links_are_followed_and_broken_ones_named(tokenizer, folder, tmp_path):
+    root = tmp_path / "linked"
+    root.mkdir()
+    (root / "more").symlink_to(folder, target_is_directory=True)
+    (root / "back").symlink_to(root, target_is_directory=True)
+    (root / "lost.png").symlink_to(root / "nowhere.png")
+    shutil.copy(folder / "05.png", root / "a.jfif")
+    found = PictureList([root])
+    assert len(found) == 32
+    summary = tokenize_pictures(found, tmp_path / "codes.parquet", *tokenizer, progress=False)
+    assert summary.tokenized == 28 and any(name.endswith("lost.png") for _, name, _ in summary.skipped)

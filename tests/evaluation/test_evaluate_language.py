@@ -394,6 +394,8 @@ def test_names_are_of_the_rows_that_have_some():
     columns = {"name": ["cat", None, " ", None], "captions": [["a cat"], ["dog", "hound"], ["owl"], None]}
     pictures = SimpleNamespace(dataset=Dataset.from_dict(columns))
     assert training_names(pictures) == ["cat", "dog", "owl"]
+    numbers = {"name": [7, None], "captions": [["seven"], ["eight"]]}
+    assert training_names(SimpleNamespace(dataset=Dataset.from_dict(numbers))) == ["7", "eight"]
 
 
 def test_training_pictures_are_read_as_the_data_are(repository, tmp_path, monkeypatch):

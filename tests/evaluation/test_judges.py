@@ -7,7 +7,14 @@ import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image, ImageDraw
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    Dinov2Config,
+    Dinov2Model,
+)
 
 from seed.evaluation.judge import EfficientNetJudge, load_judge
 
@@ -68,3 +75,14 @@ def test_clip_judge_is_transformers_clip(tmp_path):
         expected = model(**processor([image], return_tensors="pt")).image_embeds
     torch.testing.assert_close(judge.features([image]), expected / expected.norm(dim=-1, keepdim=True))
     assert judge.description == {"name": str(tmp_path), "size": 28}
+
+
+def test_a_judge_with_random_weights_is_refused(tmp_path):
+    """A vision model that has no projection, or is of another family, would be drawn at random in part."""
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size = {"image_size": 28, "patch_size": 14}
+    CLIPVisionModel(CLIPVisionConfig(projection_dim=8, **shape, **size)).save_pretrained(tmp_path / "bare")
+    Dinov2Model(Dinov2Config(**shape, **size)).save_pretrained(tmp_path / "dino")
+    for name in ("bare", "dino"):
+        with pytest.raises(ValueError, match=f"{name} lacks .* tensors of a CLIP model|{name} is no CLIP model"):
+            load_judge(str(tmp_path / name))

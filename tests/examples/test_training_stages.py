@@ -177,6 +177,8 @@ def test_two_processes_train_stages_as_one_does(work):
                 environment = os.environ | {"OMP_NUM_THREADS": "1"}
                 script = EXAMPLES / f"train_{stage}.py"
                 subprocess.run([sys.executable, *launch, script, *command], env=environment, check=True, timeout=300)
+        with pytest.raises(ValueError, match="another run: it differs in examples per step"):  # as one process again
+            run_script(f"train_{stage}.py", *command)
         one, two = (losses(work / f"{stage}-processes-{processes}") for processes in (1, 2))
         assert len(one) >= 3 and two == pytest.approx(one, rel=2e-3)
         init = work / f"{stage}-processes-1"

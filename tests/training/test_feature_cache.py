@@ -1,7 +1,9 @@
+import argparse
 import random
 
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 
 from seed import SeedImageProcessorPil, SeedModel
@@ -33,6 +35,12 @@ def test_cached_features_are_those_of_the_model(tmp_path, config, processor):
         # float16 on disk
         torch.testing.assert_close(cache.get(i, 0).float(), expected[i], rtol=2e-3, atol=2e-3)
         assert not torch.equal(cache.get(i, 0), cache.get(i, 1))
+
+
+def test_pictures_have_views_of_their_own(tmp_path, config, processor):
+    """Of one picture twice, two different views: what is drawn depends on the picture's number too."""
+    cache = build(tmp_path / "cache", SeedModel(config).eval(), processor, [lambda: PICTURES[3]] * 2)
+    assert torch.equal(cache.get(0, 0), cache.get(1, 0)) and not torch.equal(cache.get(0, 1), cache.get(1, 1))
 
 
 def test_a_killed_build_continues_where_it_stopped(tmp_path, config, processor):
@@ -98,8 +106,6 @@ def test_other_pictures_are_another_cache(tmp_path, config, processor):
 
 def test_a_run_that_resumes_does_not_open_every_picture_again(tmp_path, monkeypatch):
     """As long as the data are the same; other data are looked at anew."""
-    from datasets import Dataset
-
     from seed.training import stage
 
     PICTURES[0].save(tmp_path / "a.png")
@@ -123,3 +129,21 @@ def test_a_run_that_resumes_does_not_open_every_picture_again(tmp_path, monkeypa
     before = stage._identity(dataset)
     PICTURES[1].save(tmp_path / "b.png")
     assert stage._identity(dataset) != before, "the same names and captions, another picture"
+
+
+def test_pictures_without_a_concept_go_by_their_first_caption(tmp_path):
+    """A column of nulls would make every picture a positive of every other."""
+    from seed.training.recipes import StageRecipe
+    from seed.training.stage import open_sources
+
+    PICTURES[0].save(tmp_path / "a.png")
+    picture = {"bytes": (tmp_path / "a.png").read_bytes(), "path": None}
+    for name, concepts in (("a", [None, None]), ("b", [3, None])):
+        rows = {"image": [picture] * 2, "captions": [["Dog"], ["cat"]], "concept": concepts}
+        Dataset.from_dict(rows).to_parquet(tmp_path / f"{name}.parquet")
+    arguments = argparse.Namespace(
+        data=[tmp_path / "a.parquet", tmp_path / "b.parquet"], extra_data=[], split=None, image_root=None,
+        feature_cache=None, output=tmp_path / "run",
+    )  # fmt: skip
+    sources = open_sources(arguments, StageRecipe(epochs=1, training={}), None, None)
+    assert [list(source.concepts) for source in sources] == [["dog", "cat"], ["3", "cat"]]

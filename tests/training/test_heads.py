@@ -329,3 +329,50 @@ def test_gradient_checkpointing_changes_no_gradient(config, use_reentrant):
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 20
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("head_class", [SeedForQuantization, SeedForContrastiveLearning])
+def test_what_is_frozen_drops_nothing_out(config, head_class):
+    """Its outputs are targets or inputs: they do not change from one pass to the next."""
+    config.vision_config.attention_dropout = 0.5
+    config.qformer_config.hidden_dropout_prob = 0.5
+    model = head_class(config).train().model
+    pixel_values = batch(config)["pixel_values"]
+    frozen = model.get_vision_features
+    if head_class is SeedForQuantization:
+        frozen = model.get_causal_embeddings
+        assert model.reverse_qformer.training and not model.qformer.training
+    assert torch.equal(frozen(pixel_values), frozen(pixel_values))
+
+
+def test_captioning_learns_no_padding(config):
+    head, inputs = SeedForImageTextPretraining(config).eval(), batch(config)
+    features = head.model.encode_vision(inputs["pixel_values"], None)
+    words, mask = inputs["input_ids"], inputs["attention_mask"].clone()
+    mask[:, 3:] = 0
+    other = words.clone()
+    other[:, 3:] = 7
+    with torch.no_grad():
+        expected = head._caption(features, words[:, :3], mask[:, :3])
+        torch.testing.assert_close(head._caption(features, words, mask), expected)
+        torch.testing.assert_close(head._caption(features, other, mask), expected)
+
+
+def test_a_batch_of_one_concept_has_matches_only(config):
+    """What is drawn as the wrong text is right then."""
+    head, inputs = SeedForImageTextPretraining(config).eval(), batch(config)
+    with torch.no_grad():
+        head.matching_head.weight.zero_()
+        head.matching_head.bias.copy_(torch.tensor([0.0, 20.0]))  # sure that all of them match
+        alike = head(**inputs | {"groups": torch.zeros(6, dtype=torch.long)}).losses["matching"]
+        distinct = head(**inputs).losses["matching"]
+    assert float(alike) == pytest.approx(0, abs=1e-6) and float(distinct) == pytest.approx(10, rel=1e-3)
+
+
+def test_the_temperature_divides_by_no_less_than_its_bound(config):
+    head, losses = SeedForContrastiveLearning(config).eval(), {}
+    for temperature in (1e-6, 0.01, 0.02):
+        with torch.no_grad():
+            head.temperature.fill_(temperature)
+        losses[temperature] = float(head(**batch(config)).loss)
+    assert losses[1e-6] == losses[0.01] != losses[0.02]

@@ -1,7 +1,10 @@
 """Stage II's target against Stable Diffusion's own pipeline."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_repository import make_stable_diffusion
 
 from seed.training import text_features
@@ -76,3 +79,21 @@ def test_the_collator_takes_the_first_caption_of_the_right_picture(features):
         fixed = captions[2 * example["source"] + example["picture"]][0]
         # the toy tokenizer has letters only
         assert features.tokenizer.decode(row, skip_special_tokens=True).replace(" ", "") == fixed.replace(" ", "")
+
+
+def test_a_text_encoder_that_lacks_a_tensor_is_refused(decoder, tmp_path):
+    shutil.copytree(decoder, tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "text_encoder" / "model.safetensors"
+    tensors = load_file(weights)
+    lost = next(name for name in tensors if name.endswith("fc1.weight"))
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"lacks 1 tensors of CLIPTextModel.*{lost}"):
+        TextFeatures(tmp_path / "damaged")
+
+
+def test_the_only_variant_is_read(decoder, features, tmp_path):
+    shutil.copytree(decoder, tmp_path / "half")
+    weights = tmp_path / "half" / "text_encoder" / "model.safetensors"
+    weights.rename(weights.with_name("model.fp16.safetensors"))
+    ids = features.tokenize(CAPTIONS)
+    assert torch.equal(TextFeatures(tmp_path / "half")(ids), features(ids))
