@@ -5,7 +5,6 @@ import copy
 import inspect
 import json
 import operator
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,6 +42,7 @@ from .repository_seed import (
     resolve_image_tokenizer,
     settled_name,
     turn,
+    weight_variant,
     write_settings,
 )
 
@@ -206,7 +206,7 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
 
         text_parts = [] if image_tokenizer.config.has_empty_prompt_embeds else ["text_encoder/", "tokenizer/"]
         decoder_folder = resolve_decoder(
-            pretrained_model_name_or_path, decoder, ("unet/", "vae/", "scheduler/", *text_parts), **hub_options
+            pretrained_model_name_or_path, decoder, ("unet/", "vae/", "scheduler/", *text_parts), variant, **hub_options
         )
         text = {}
         if text_parts:
@@ -327,7 +327,7 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             return
         source = self._source
         stored = resolve_decoder(
-            source.name, source.decoder, tuple(f"{part}/" for part in absent), **source.hub_options
+            source.name, source.decoder, tuple(f"{part}/" for part in absent), source.variant, **source.hub_options
         )
         index, copied = read_json(stored / "model_index.json"), {}
         for part in absent:
@@ -737,9 +737,8 @@ def load_complete(model_class, folder: Path, dtype: torch.dtype | str, variant: 
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"The decoder has no folder {str(folder)!r}: download or copy it again.")
-    weights = [path.stem for path in folder.iterdir() if is_weight(path) and path.suffix == ".safetensors"]
-    # "model.fp16" or, of shards, "model.fp16-00001-of-00002"
-    variants = {re.sub(r"-\d+-of-\d+$", "", stem).partition(".")[2] or None for stem in weights}
+    weights = [path for path in folder.iterdir() if is_weight(path) and path.suffix == ".safetensors"]
+    variants = {weight_variant(path) for path in weights}
     if variant is None and len(variants) == 1:
         (variant,) = variants
     if not weights and any(folder.glob("*.bin")):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path, PurePath
@@ -17,6 +18,7 @@ POINTER_FILE = "processor_config.json"
 CONFIG_FILE = "config.json"
 # As transformers and diffusers name weights: one file, or shards and their index.
 WEIGHT_FILES = ("model*.safetensors*", "diffusion_pytorch_model*.safetensors*")
+_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".ckpt", ".h5", ".msgpack", ".onnx", ".pb", ".pt", ".pth"}
 DECODER_PARTS = ("unet/", "vae/", "scheduler/", "text_encoder/", "tokenizer/")
 
 
@@ -42,6 +44,7 @@ def resolve_decoder(
     name: str | Path,
     decoder: str | Path | None = None,
     parts: tuple[str, ...] = DECODER_PARTS,
+    variant: str | None = None,
     **hub_options,
 ) -> Path:
     """
@@ -52,19 +55,19 @@ def resolve_decoder(
         decoder: a folder, as it stands, or a pointer from `name` (see [`follow_pointer`]), or a Hub id, to use instead
             of the one that is named there; of a folder that is itself a SEED repository, its decoder.
         parts: the sub-folders that are needed; others are not downloaded.
+        variant: of the weights, e.g. "fp16"; others are not downloaded.
         hub_options: as in [`SeedPipeline.from_pretrained`].
 
     Raises:
         FileNotFoundError: the repository has no decoder, and none is given.
     """
     if decoder and (Path(decoder) / POINTER_FILE).is_file() and not (Path(decoder) / "model_index.json").is_file():
-        return resolve_decoder(decoder, parts=parts, **hub_options)
+        return resolve_decoder(decoder, parts=parts, variant=variant, **hub_options)
     if decoder and Path(decoder).is_dir():  # before a folder of that name in the repository
         return Path(decoder)
     settings = read_settings(fetch(name, hub_options, ["*.json"]))
-    return follow_pointer(
-        name, decoder or settings.get("decoder", DECODER_FOLDER), hub_options, ["model_index.json", *parts]
-    )
+    pointer = decoder or settings.get("decoder", DECODER_FOLDER)
+    return follow_pointer(name, pointer, hub_options, ["model_index.json", *parts], variant)
 
 
 def has_language_model(name: str | Path) -> bool:
@@ -184,12 +187,19 @@ def read_json(path: Path) -> dict:
         raise ValueError(f"{path} is not JSON ({error}): download or copy it again.") from error
 
 
-def fetch(name: str | Path, hub_options: dict, patterns: list[str]) -> Path:
-    """A local folder as it is, or the files of a Hub repository that match `patterns`."""
+def fetch(name: str | Path, hub_options: dict, patterns: list[str], variant: str | None = None) -> Path:
+    """A local folder as it is, or the files of a Hub repository that match `patterns`, without spare weights."""
     if Path(name).is_dir():
         return Path(name)
+    spare = {}
+    if any(not pattern.endswith(".json") for pattern in patterns) and not hub_options.get("local_files_only"):
+        try:
+            options = {key: hub_options[key] for key in ("revision", "token") if key in hub_options}
+            spare = {"ignore_patterns": spare_weights(HfApi().list_repo_files(str(name), **options), variant)}
+        except Exception:  # offline, of whichever HTTP library; whether it is there, the next lines say
+            pass
     try:
-        return Path(snapshot_download(str(name), allow_patterns=patterns, **hub_options))
+        return Path(snapshot_download(str(name), allow_patterns=patterns, **spare, **hub_options))
     except HFValidationError as error:
         raise FileNotFoundError(f"{str(name)!r} is no folder here, and no id of a repository on the Hub.") from error
     except OSError as error:
@@ -198,7 +208,32 @@ def fetch(name: str | Path, hub_options: dict, patterns: list[str]) -> Path:
         ) from error
 
 
-def follow_pointer(root: str | Path, pointer: str | Path, hub_options: dict, parts: list[str]) -> Path:
+def spare_weights(files: list[str], variant: str | None) -> list[str]:
+    """
+    Weights of a repository that nothing here reads: beside the safetensors of the variant that is asked for (else of
+    none, else of any), those of other variants and formats, which Stable Diffusion's repositories have by the gigabyte.
+    """
+    folders: dict[str, list[PurePath]] = {}
+    for file in map(PurePath, files):
+        if file.suffix in _WEIGHT_SUFFIXES:
+            folders.setdefault(file.parent.as_posix(), []).append(file)
+    spare = []
+    for weights in folders.values():
+        own = [file for file in weights if file.suffix == ".safetensors"]
+        wanted = next((name for name in (variant, None) if any(weight_variant(file) == name for file in own)), "any")
+        kept = [file for file in own if wanted in ("any", weight_variant(file))]
+        spare += [file.as_posix() for file in weights if kept and file not in kept]
+    return spare
+
+
+def weight_variant(file: PurePath) -> str | None:
+    """Of "model.fp16.safetensors" and of "model.fp16-00001-of-00002.safetensors" it is "fp16"."""
+    return re.sub(r"-\d+-of-\d+$", "", file.stem).partition(".")[2] or None
+
+
+def follow_pointer(
+    root: str | Path, pointer: str | Path, hub_options: dict, parts: list[str], variant: str | None = None
+) -> Path:
     """
     The folder that a pointer names: inside `root` or relative to it, a local folder, another repository, or a folder in
     another repository ("organisation/name/folder").
@@ -206,7 +241,7 @@ def follow_pointer(root: str | Path, pointer: str | Path, hub_options: dict, par
     Args:
         parts: the files and folders below it that are needed; "" is all of it.
     """
-    inside = fetch(root, hub_options, [f"{pointer}/{part}*" for part in parts]) / pointer
+    inside = fetch(root, hub_options, [f"{pointer}/{part}*" for part in parts], variant) / pointer
     if inside.is_dir():
         return inside
     if str(pointer) in (IMAGE_TOKENIZER_FOLDER, DECODER_FOLDER):
@@ -219,8 +254,8 @@ def follow_pointer(root: str | Path, pointer: str | Path, hub_options: dict, par
     owner, *names = PurePath(pointer).parts
     if len(names) > 1 and not Path(pointer).is_dir() and not PurePath(pointer).is_absolute() and owner != "..":
         folder = "/".join(names[1:])
-        return fetch(f"{owner}/{names[0]}", elsewhere, [f"{folder}/{part}*" for part in parts]) / folder
-    return fetch(pointer, elsewhere, [f"{part}*" for part in parts])
+        return fetch(f"{owner}/{names[0]}", elsewhere, [f"{folder}/{part}*" for part in parts], variant) / folder
+    return fetch(pointer, elsewhere, [f"{part}*" for part in parts], variant)
 
 
 __all__ = [
@@ -237,6 +272,8 @@ __all__ = [
     "resolve_decoder",
     "resolve_image_tokenizer",
     "settled_name",
+    "spare_weights",
     "turn",
+    "weight_variant",
     "write_settings",
 ]

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from fnmatch import fnmatch
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_repository import SIZE, make_seed_model, make_seed_pipeline, make_stable_diffusion, pictures
 
-from seed import SeedImageProcessorPil, SeedModel, SeedPipeline
+from seed import SeedImageProcessorPil, SeedModel, SeedPipeline, repository_seed
 from seed.repository_seed import resolve_decoder, resolve_image_tokenizer
 
 
@@ -406,3 +407,36 @@ def test_the_decoders_own_class_of_vae_is_loaded(seed_repository, tmp_path):
     shutil.rmtree(tmp_path / "repository" / "decoder" / "vae")
     kind.save_pretrained(tmp_path / "repository" / "decoder" / "vae")
     assert isinstance(SeedPipeline.from_pretrained(tmp_path / "repository").vae, AutoencoderTiny)
+
+
+@pytest.mark.parametrize(
+    "variant, kept",
+    [
+        (None, {"unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors"}),
+        ("fp16", {"unet/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors"}),
+        ("bf16", {"unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors"}),
+    ],
+)
+def test_only_the_weights_that_are_used_are_downloaded(monkeypatch, tmp_path, variant, kept):
+    """Of a repository as Stable Diffusion's are, which holds each model in six files."""
+    unet = [f"unet/diffusion_pytorch_model{kind}" for kind in ("", ".fp16", ".non_ema")]
+    files = [f"{name}{suffix}" for name in unet for suffix in (".bin", ".safetensors")]
+    files += ["vae/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.bin"]
+    files += ["text_encoder/pytorch_model.bin", "unet/config.json", "v1-5.ckpt", "model_index.json"]
+    asked = {}
+
+    def snapshot_download(name, allow_patterns, ignore_patterns=(), **options):
+        asked.update(allow=allow_patterns, ignore=ignore_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(repository_seed, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(repository_seed.HfApi, "list_repo_files", lambda api, name, **options: files)
+    repository_seed.fetch("org/sd", {}, ["model_index.json", "unet/*", "vae/*", "text_encoder/*"], variant)
+    found = {
+        file
+        for file in files
+        if any(fnmatch(file, pattern) for pattern in asked["allow"]) and file not in asked["ignore"]
+    }
+    # Pickled weights that have no others beside them are there to be named in the error.
+    others = {"text_encoder/pytorch_model.bin", "unet/config.json", "model_index.json"}
+    assert found == kept | others

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, CLIPTextModel
 
 from ..pipeline_seed import load_complete
+from ..repository_seed import fetch
 
 LENGTH = 77  # tokens to which StableDiffusionPipeline pads and cuts
 # Features kept by a process, at most: 36,000 captions of Stable Diffusion 1.x. The paper's 5 million would be 591 GB.
@@ -27,9 +27,7 @@ class TextFeatures:
     """
 
     def __init__(self, decoder: str | Path):
-        folder = Path(decoder)
-        if not folder.is_dir():
-            folder = Path(snapshot_download(str(decoder), allow_patterns=["text_encoder/*", "tokenizer/*"]))
+        folder = fetch(decoder, {}, ["text_encoder/*", "tokenizer/*"])
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         self.text_encoder = load_complete(CLIPTextModel, folder / "text_encoder", torch.float32).eval()
         self._kept: dict[bytes, torch.Tensor] = {}
