@@ -195,7 +195,8 @@ def fetch(name: str | Path, hub_options: dict, patterns: list[str], variant: str
     if any(not pattern.endswith(".json") for pattern in patterns) and not hub_options.get("local_files_only"):
         try:
             options = {key: hub_options[key] for key in ("revision", "token") if key in hub_options}
-            spare = {"ignore_patterns": spare_weights(HfApi().list_repo_files(str(name), **options), variant)}
+            files = HfApi().repo_info(str(name), timeout=10, **options).siblings
+            spare = {"ignore_patterns": spare_weights([file.rfilename for file in files], variant)}
         except Exception:  # offline, of whichever HTTP library; whether it is there, the next lines say
             pass
     try:

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 from fnmatch import fnmatch
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -430,7 +431,8 @@ def test_only_the_weights_that_are_used_are_downloaded(monkeypatch, tmp_path, va
         return str(tmp_path)
 
     monkeypatch.setattr(repository_seed, "snapshot_download", snapshot_download)
-    monkeypatch.setattr(repository_seed.HfApi, "list_repo_files", lambda api, name, **options: files)
+    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files])
+    monkeypatch.setattr(repository_seed.HfApi, "repo_info", lambda api, name, **options: info)
     repository_seed.fetch("org/sd", {}, ["model_index.json", "unet/*", "vae/*", "text_encoder/*"], variant)
     found = {
         file
