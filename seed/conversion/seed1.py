@@ -138,12 +138,12 @@ class Seed1Checkpoint:
     ) -> "Seed1Checkpoint":
         tensors = {}
         if vit is not None:
-            names = read_state_dict(vit, "ViT checkpoint")
+            names = _read(vit, "ViT checkpoint")
             prefixed = any(name.startswith(VIT) for name in names)
             tensors.update(names if prefixed else {VIT + name: tensor for name, tensor in names.items()})
         # In the released order of loading: where two files hold one tensor, the later file's counts.
-        tensors.update(read_state_dict(causal_qformer, "Causal Q-Former checkpoint"))
-        tensors.update(read_state_dict(seed_tokenizer, "SEED tokenizer checkpoint"))
+        tensors.update(_read(causal_qformer, "Causal Q-Former checkpoint"))
+        tensors.update(_read(seed_tokenizer, "SEED tokenizer checkpoint"))
         if not any(name.startswith(VIT) for name in tensors):
             raise ValueError("None of the files holds the vision model (visual_encoder.*); pass --vit eva_vit_g.pth.")
         layers = _count_layers(tensors, VIT + "blocks")
@@ -215,6 +215,13 @@ class Seed1Checkpoint:
             if part:
                 return sources[0].chunk(3)["qkv".index(part[1])]
         return sources[0]
+
+
+def _read(path: str | os.PathLike, what: str) -> dict[str, torch.Tensor]:
+    """A file's tensors, without the prefix that `DistributedDataParallel` puts before all of a model's."""
+    tensors = read_state_dict(path, what)
+    wrapped = all(name.startswith("module.") for name in tensors)
+    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()} if wrapped else tensors
 
 
 def _count_layers(tensors: dict, prefix: str) -> int:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from .image_text_sources import (
     ID_COLUMNS,
@@ -261,6 +262,8 @@ def _load_parquet(files: list[Path], streaming: bool):
 
     names = [str(file) for file in files]
     try:
+        # `datasets` cannot read a file without rows, as a shard may be.
+        names = [name for name in names if pq.read_metadata(name).num_rows] or names
         return load_dataset("parquet", data_files={"train": names}, split="train", streaming=streaming)
     except (DatasetGenerationError, OSError, ValueError) as error:
         raise SchemaError(

@@ -160,7 +160,7 @@ def test_vision_model_inside_another_file_or_with_prefix(reference, files, conve
     inside, prefixed = tmp_path / "inside.pth", tmp_path / "prefixed.pth"
     stage1 = torch.load(files["causal_qformer"], weights_only=True)
     torch.save({"model": stage1["model"] | vision}, inside)
-    torch.save({"model": vision}, prefixed)
+    torch.save({"model": {f"module.{name}": tensor for name, tensor in vision.items()}}, prefixed)  # of DDP
     convert_seed1(None, inside, files["seed_tokenizer"], tmp_path / "a", **HEADS)
     convert_seed1(prefixed, files["causal_qformer"], files["seed_tokenizer"], tmp_path / "b", **HEADS)
     expected = (converted / "model.safetensors").read_bytes()

@@ -589,3 +589,11 @@ def test_hidden_files_of_a_shard_are_passed_over(tmp_path):
             archive.addfile(member, io.BytesIO(content))
     (sample,) = load_image_text(tmp_path / "a.tar")
     assert sample["captions"] == ["a rose"] and sample["image"]["bytes"] == png("red")
+
+
+@both_ways
+def test_a_shard_without_rows_is_passed_over(tmp_path, streaming):
+    write_parquet(tmp_path / "a-00000-of-00002.parquet", [["a rose"]])
+    empty = pq.read_table(tmp_path / "a-00000-of-00002.parquet").slice(0, 0)
+    pq.write_table(empty, tmp_path / "a-00001-of-00002.parquet")
+    assert contents(load_image_text(tmp_path, streaming=streaming)) == {("a rose",): "red"}
