@@ -10,14 +10,22 @@ Run it again with the same arguments to resume. The output folder holds the mode
 """
 
 import argparse
-import math
 import shutil
 from pathlib import Path
 
 from transformers import OPTForCausalLM, set_seed
 
 from seed.data.provenance import replace_into
-from seed.training.runs import check_run, file_hash, kept_tokenizer, last_checkpoint, recipe_values, vocabulary_hash
+from seed.training.runs import (
+    STEP,
+    check_run,
+    file_hash,
+    kept_tokenizer,
+    last_checkpoint,
+    recipe_values,
+    steps_of,
+    vocabulary_hash,
+)
 from seed.training.text_model import (
     TextBlocks,
     TextModelRecipe,
@@ -66,11 +74,11 @@ def train(
     checkpoints = output / "checkpoints"
     options = training_arguments(checkpoints, recipe.training)
     batch = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
-    options.max_steps = math.ceil(recipe.epochs * len(blocks) / batch) if max_steps is None else max_steps
+    options.max_steps = steps_of(max_steps, recipe.epochs, len(blocks), batch)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters / 1e6:.2f}M parameters, {options.max_steps} steps of {batch} blocks")
     last = last_checkpoint(checkpoints)
-    check_run(output, run | {"blocks per step": batch}, last)
+    check_run(output, run | {STEP: batch}, last)
     FiniteTrainer(model=model, args=options, train_dataset=blocks).train(resume_from_checkpoint=last)
 
 

@@ -6,7 +6,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 GENERATION_MODES = ("text", "image", "interleaved")
 # `generate`'s settings that take no token away: a checkpoint may have others, and transformers' default is top_k 50.
-FROM_ALL_TOKENS = {"top_k": 0, "top_p": 1.0}
+FROM_ALL_TOKENS = {
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
 # What models and their outputs call the cache: transformers renamed it in 5.24.
 CACHE_NAME = next(name for name in ("cache", "past_key_values") if name in CausalLMOutputWithPast.__dataclass_fields__)
 

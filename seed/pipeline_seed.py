@@ -674,10 +674,10 @@ def _choosing_options(token_temperature: float | None, setting: float, generate_
     """
     unset = [name for name in ("temperature", "do_sample") if generate_kwargs.get(name) is None]
     options = {name: value for name, value in generate_kwargs.items() if name not in unset}
+    if options.get("generation_config") is not None and len(unset) == 2:
+        return options
     temperature = options.pop("temperature", token_temperature)
     if temperature is None:
-        if options.get("generation_config") is not None:
-            return options
         temperature = setting
     if options.get("do_sample") is False:
         return options

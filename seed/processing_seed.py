@@ -28,6 +28,7 @@ BOI_TOKEN, EOI_TOKEN, CODE_TOKEN = "<img>", "</img>", "<img_{:05d}>"
 # What `processor_config.json` calls the processor's pointers: [`SeedPipeline`] reads the same file.
 _POINTERS = {"image_repository": "image_tokenizer", "decoder_repository": "decoder"}
 IMAGES_PER_BATCH = 32
+_TOKENIZER_ARGUMENTS = ("padding", "padding_side", "truncation", "max_length", "return_tensors")
 
 
 class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
@@ -49,7 +50,7 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         caption_prompt, question_prompt, drawing_prompt: of the paper (section 4); the trained model knows no others.
         guidance_scale, num_inference_steps: of the diffusion; token_guidance_scale, token_temperature: of the language
             model, when drawing. None keeps what a saved file says, or else the pipeline's default.
-        chat_template: a Jinja template, or several by name; QUESTION_CHAT_TEMPLATE as "default" and
+        chat_template: a Jinja template, or several by name; that of `question_chat_template` as "default" and
             INSTRUCTION_CHAT_TEMPLATE as "instruction" if None.
 
     Raises:
@@ -450,8 +451,9 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         if kwargs.get("tokenize"):
             several = len(conversation) > 0 and not isinstance(conversation[0], dict)
             codes = [row for messages in (conversation if several else [conversation]) for row in given_codes(messages)]
-            if codes:
-                kwargs["processor_kwargs"] = {"codes": codes} | (kwargs.get("processor_kwargs") or {})
+            if codes:  # transformers 5.17 reads either of both: the processor's own arguments, or what is given flat
+                flat = {name: kwargs.pop(name) for name in _TOKENIZER_ARGUMENTS if name in kwargs}
+                kwargs["processor_kwargs"] = {"codes": codes} | flat | (kwargs.get("processor_kwargs") or {})
         return super().apply_chat_template(conversation, chat_template=chat_template, **prompts | kwargs)
 
     # Words and images out --------------------------------------------------------------------------------------------

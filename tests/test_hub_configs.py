@@ -1,13 +1,14 @@
-"""What hub_configs holds beside seed-tiny, in the repository only: another image tokenizer, the full size's config."""
+"""What hub_configs holds beside seed-tiny, in the repository only: its relatives, the full size's config."""
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from seed import SeedConfig, SeedImageProcessorPil, SeedModel, SeedPipeline, default_model
 
 ROOT = Path(__file__).parents[1]
-SCALES = ROOT / "hub_configs" / "seed-tiny-scales"
+SCALES, NEXT = (ROOT / "hub_configs" / f"seed-tiny-{name}" for name in ("scales", "next"))
 PICTURES = ROOT / "seed" / "assets" / "demo"
 
 
@@ -23,18 +24,20 @@ def test_seed_tiny_scales_differs_from_seed_tiny_after_stage_one_only():
     assert ours["quantizer.codebook.weight"].shape == (2048, 32)
 
 
-def test_seed_tiny_scales_draws_with_seed_tinys_decoder():
-    pipeline = SeedPipeline.from_pretrained(SCALES, dtype=torch.float32)
+@pytest.mark.parametrize("folder", [SCALES, NEXT])
+def test_they_draw_with_seed_tinys_decoder(folder):
+    pipeline = SeedPipeline.from_pretrained(folder, dtype=torch.float32)
     codes = pipeline.tokenize_images([PICTURES / "owl.png", PICTURES / "red-apple.png"])
-    assert codes.shape == (2, 32) and codes.max() >= 1024
+    assert codes.shape == (2, 32) and (folder == NEXT or codes.max() >= 1024)
     (image,) = pipeline(codes=codes[:1], num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images
     assert image.size == (64, 64)
 
 
-def test_seed_tiny_scales_captions_and_draws_by_its_own_language_model():
-    pipeline = SeedPipeline.from_pretrained(SCALES, language_model=True, dtype=torch.float32)
+@pytest.mark.parametrize("folder, codes", [(SCALES, 2048), (NEXT, 1024)])
+def test_they_caption_and_draw_by_their_own_language_models(folder, codes):
+    pipeline = SeedPipeline.from_pretrained(folder, language_model=True, dtype=torch.float32)
     model, processor = pipeline.language_model, pipeline.processor
-    assert model.config.code_embeddings and model.visual_embeddings.codes.weight.shape == (2048, 256)
+    assert model.config.code_embeddings and model.visual_embeddings.codes.weight.shape == (codes, 256)
     assert model.config.image_tokenizer_hash == pipeline.image_tokenizer.codes_hash()
     prompt = processor.caption_prompts(images=[PICTURES / "orange-book.png"])
     written = model.generate(**prompt, max_new_tokens=8)[:, prompt["input_ids"].shape[1] :]

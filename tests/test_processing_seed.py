@@ -367,7 +367,7 @@ def test_what_was_trained_on_can_be_asked_again(processor, codes):
     example = processor.instruction_example(messages)["input_ids"]
     assert list(prompt) == example[: len(prompt)] and len(prompt) > 32
     both = [messages[:1], conversation(codes[1])[:1]]
-    batch = processor.apply_chat_template(both, tokenize=True, return_dict=True)["input_ids"]
+    batch = processor.apply_chat_template(both, tokenize=True, return_dict=True, padding=True)["input_ids"]
     assert list(batch[0]) == list(prompt) and list(batch[1])[1:33] != list(prompt)[1:33]
     mixed = [{"role": "user", "content": [{"type": "image", "codes": codes[0]}, {"type": "image", "url": "a.png"}]}]
     with pytest.raises(ValueError, match="has no 'codes'"):

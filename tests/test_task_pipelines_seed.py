@@ -131,6 +131,13 @@ def test_sampling_is_from_all_codes_whatever_the_checkpoint_says(whole):
             whole.generate_codes("a dog", token_temperature=5.0, generator=generators(seed)[0]) for seed in range(3)
         ]
         assert len({tuple(codes[0].tolist()) for codes in drawn}) == 3
+        # The caller's own configuration stays as it is.
+        own = GenerationConfig(do_sample=True, top_p=1e-6)
+        drawn = [
+            whole.generate_codes("a dog", token_temperature=5.0, generator=generators(seed)[0], generation_config=own)
+            for seed in range(3)
+        ]
+        assert len({tuple(codes[0].tolist()) for codes in drawn}) == 1
     finally:
         language_model.generation_config = stored
 

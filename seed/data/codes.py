@@ -99,11 +99,18 @@ def read_codes(path: str | Path, codebook_size: int, num_codes: int) -> CodesFil
         raise ValueError(f"{path}: has no column 'codes'; it has {', '.join(found) or 'none'}.")
     table = pq.read_table(path, columns=[name for name in ("id", "codes") if name in found])
     codes = _check_codes(table["codes"], str(path), codebook_size, num_codes)
-    ids = [None] * len(codes) if "id" not in found else table["id"].to_pylist()
-    ids = [str(row if name is None else name) for row, name in enumerate(ids)]
+    ids = _read_ids(table["id"]) if "id" in found else [str(row) for row in range(len(codes))]
     known = {field.name for field in dataclasses.fields(CodesMetadata)}
     metadata = CodesMetadata(**stored) if stored and stored.keys() == known else None
     return CodesFile(ids=ids, codes=codes, metadata=metadata)
+
+
+def _read_ids(column: pa.ChunkedArray) -> list[str]:
+    try:
+        names = column.cast(pa.string()).to_pylist()
+    except pa.ArrowException:  # lists and the like
+        names = [None if value is None else str(value) for value in column.to_pylist()]
+    return [f"row {row}" if name is None else name for row, name in enumerate(names)]
 
 
 def stamp_codes(data: pa.Table | str | Path, output: str | Path, metadata: CodesMetadata) -> None:

@@ -388,7 +388,7 @@ def _beside(dataset, root: Path, source: str):
 def _paths(dataset) -> Iterator[str]:
     """Paths of the pictures that are files, in order; those in the data set itself are not read for it."""
     for batch in dataset.select_columns("image").with_format("arrow").iter(10_000):
-        pictures = batch["image"].combine_chunks()
+        pictures = batch["image"]  # in its chunks: putting them together would copy the pictures
         path, inside = pc.struct_field(pictures, "path"), pc.struct_field(pictures, "bytes")
         yield from pc.drop_null(path.filter(pc.is_null(inside))).to_pylist()
 

@@ -142,10 +142,16 @@ def images_below(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add((place.st_dev, place.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        # In one order everywhere, links last: a picture goes by its own folder's name where it has one.
+        folders[:] = sorted(
+            (name for name in folders if not name.startswith(".")),
+            key=lambda name: (Path(root, name).is_symlink(), name),
+        )
         for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield Path(root, name)
+            file = Path(root, name)
+            if not name.startswith(".") and file.suffix.lower() in IMAGE_SUFFIXES:
+                if file.is_file() or file.is_symlink():
+                    yield file
 
 
 def list_images(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:

@@ -29,6 +29,7 @@ DATA_SUFFIXES = (".parquet", ".tar", ".json", ".csv")
 ROWS_PER_PART = 256
 # Of the schema's metadata: of which run the file is the result.
 RUN_KEY = b"seed_run"
+_FILES = "picture_files"
 
 
 @dataclass
@@ -55,7 +56,8 @@ class PictureList(Sequence):
         image_root: folder that file names in image-text data are relative to; default: the folder of the data.
         split: of image-text data, as in [`load_image_text`].
 
-    `fingerprint` tells the pictures from others: by the names, sizes and times of all files that hold them.
+    `fingerprint` tells the pictures from others by the names, sizes and times of the files that were named,
+    `file_states` by those of the pictures that such files name in turn.
     `not_downloaded` counts the rows of a table whose pictures are not there.
 
     Raises:
@@ -83,8 +85,7 @@ class PictureList(Sequence):
             self._rows = files = list_images(paths)
         self.not_downloaded = report.skipped
         self.fingerprint = _fingerprint(files, image_root, split)
-        if data and (states := picture_file_states(self._rows)):
-            self.fingerprint = hashlib.sha256(f"{self.fingerprint} {states}".encode()).hexdigest()
+        self.file_states = picture_file_states(self._rows) if data else ""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -160,6 +161,7 @@ def tokenize_pictures(
         raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
     metadata = CodesMetadata.of(model, image_processor)
     run = dataclasses.asdict(metadata) | {"pictures": pictures.fingerprint, "rows_per_part": ROWS_PER_PART}
+    run |= {_FILES: pictures.file_states}
     partial = output.with_name(output.name + ".partial")
     if _is_complete(output, run):
         shutil.rmtree(partial, ignore_errors=True)
@@ -250,7 +252,20 @@ def _holds_data(path: str | Path) -> bool:
 
 def _data_files(path: Path) -> list[Path]:
     """A file of data, or those in a folder."""
-    return sorted(file for kind in ("*.parquet", "*.tar") for file in path.rglob(kind)) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for kind in ("*.parquet", "*.tar") for file in path.rglob(kind))
+    for file in files:
+        if file.suffix == ".parquet" and "codes" in _columns_of(file):
+            raise ValueError(f"{path} holds data and, in {file}, codes: put what is written into another folder.")
+    return files
+
+
+def _columns_of(file: Path) -> list[str]:
+    try:
+        return pq.read_schema(file).names
+    except pa.ArrowInvalid:  # which reading will name
+        return []
 
 
 def _fingerprint(files: Sequence[Path], image_root: str | Path | None, split: str | None) -> str:
@@ -274,7 +289,8 @@ def _is_complete(output: Path, run: dict) -> bool:
         found = (pq.read_schema(output).metadata or {}).get(RUN_KEY)
     except pa.ArrowInvalid:
         found = None
-    if found is None or json.loads(found) != run:
+    # Before they were remembered, there is nothing to compare the files with.
+    if found is None or {_FILES: run[_FILES]} | json.loads(found) != run:
         raise ValueError(
             f"{output} exists and holds codes of other pictures or of another model: name another file, or delete it."
         )
@@ -287,7 +303,7 @@ def _start_or_continue(partial: Path, run: dict) -> None:
         partial.mkdir(parents=True, exist_ok=True)
         write_atomically(manifest, json.dumps(run, indent=2))
         return
-    found = json.loads(manifest.read_text())
+    found = {_FILES: run[_FILES]} | json.loads(manifest.read_text())
     differing = sorted(key for key in run if found.get(key) != run[key])
     if differing:
         raise ValueError(

@@ -1,6 +1,5 @@
 """What the scripts that train a language model share: the run, and the repository that comes out of it."""
 
-import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from ..repository_seed import DECODER_FOLDER, IMAGE_TOKENIZER_FOLDER, point_to
 from .language_examples import LanguageDataset, LanguageFile, LanguageRecipe
 from .lora import merge, save_adapter
 from .packing import PackingCollator
-from .runs import check_run, file_hash, last_checkpoint, loaded_hash, process_state, recipe_values
+from .runs import STEP, check_run, file_hash, last_checkpoint, loaded_hash, process_state, recipe_values, steps_of
 from .trainer import RunTrainer, training_arguments
 
 
@@ -52,7 +51,7 @@ def run_language_stage(
     max_length = min(recipe.capacity, model.config.max_position_embeddings)
     dataset = LanguageDataset(files, processor, recipe, max_length, options.seed)
     batch = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
-    options.max_steps = math.ceil(recipe.epochs * dataset.epoch_length / batch) if max_steps is None else max_steps
+    options.max_steps = steps_of(max_steps, recipe.epochs, dataset.epoch_length, batch)
     dataset.examples = options.max_steps * batch
     if process_state().is_main_process:
         print(f"{dataset.epoch_length} examples per epoch, {options.max_steps} steps of {batch}")
@@ -70,7 +69,7 @@ def run_language_stage(
             "--multi_gpu)."
         )
     last = last_checkpoint(checkpoints)
-    check_run(Path(output), _fingerprint(recipe, model, files) | {"examples per step": batch}, last)
+    check_run(Path(output), _fingerprint(recipe, model, files) | {STEP: batch}, last)
     trainer.train(resume_from_checkpoint=last)
 
 

@@ -204,7 +204,9 @@ def is_adapter(name: str | Path) -> bool:
 def adapter_base(folder: str | Path) -> str:
     """Folder or Hub id of the frozen model that an adapter was trained on."""
     stored = _read_vocabulary(folder)["base_model"]
-    beside = os.path.normpath(Path(folder) / stored)
+    beside = os.path.normpath(Path(folder).resolve() / stored)
+    if stored.startswith("..") and not os.path.isdir(beside):
+        raise FileNotFoundError(f"The adapter {folder} was trained on the model in {beside}, which is not there.")
     return beside if os.path.isdir(beside) else stored
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
@@ -19,6 +20,23 @@ logger = logging.getLogger(__name__)
 
 # Beside the checkpoints: of which run they are.
 RUN_FILE = "run.json"
+# Of a run's values, how many examples its steps have: with another number of processes they would begin elsewhere.
+STEP = "examples per step"
+
+
+def steps_of(max_steps: int | None, epochs: float, examples: int, batch: int) -> int:
+    """
+    Length of a run.
+
+    Args:
+        max_steps: what the user asks for; None for the recipe's epochs.
+
+    Raises:
+        ValueError: less than one step is asked for.
+    """
+    if max_steps is not None and max_steps < 1:
+        raise ValueError(f"--max-steps is {max_steps}; expected 1 or more.")
+    return math.ceil(epochs * examples / batch) if max_steps is None else max_steps
 
 
 def process_state() -> PartialState:
@@ -94,6 +112,7 @@ def check_run(output: Path, run: dict[str, object], checkpoint: str | None) -> N
     path = output / RUN_FILE
     if checkpoint is not None and path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = {STEP: run.get(STEP)} | stored  # runs of before it was remembered
         differing = sorted(name for name in run.keys() | stored.keys() if run.get(name) != stored.get(name))
         if differing:
             raise ValueError(
@@ -142,6 +161,7 @@ def file_hash(path: str | Path) -> str:
 
 __all__ = [
     "RUN_FILE",
+    "STEP",
     "check_run",
     "file_hash",
     "kept_tokenizer",
@@ -149,5 +169,6 @@ __all__ = [
     "loaded_hash",
     "process_state",
     "recipe_values",
+    "steps_of",
     "vocabulary_hash",
 ]

@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import json
-import math
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from ..modeling_seed import SeedModel
 from .datasets import PictureSource, RunDataset
 from .feature_cache import build_feature_cache
 from .recipes import StageRecipe, load_recipe
-from .runs import check_run, last_checkpoint, process_state, recipe_values
+from .runs import STEP, check_run, last_checkpoint, process_state, recipe_values, steps_of
 from .text_features import TextFeatures
 from .trainer import SeedTrainer, training_arguments
 
@@ -258,15 +257,14 @@ def run_stage(
     options = training_arguments(checkpoints, recipe.training, remove_unused_columns=False)
     batch = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
     pictures = sum(len(source) for source in sources)
-    steps = math.ceil(recipe.epochs * pictures / batch)
-    options.max_steps = steps if arguments.max_steps is None else arguments.max_steps
+    options.max_steps = steps_of(arguments.max_steps, recipe.epochs, pictures, batch)
     dataset = RunDataset(sources, options.max_steps * batch, options.seed, recipe.data.first_caption_probability)
     trainer = SeedTrainer(
         model=head, args=options, train_dataset=dataset, data_collator=collator, text_features=text_features
     )
     last = last_checkpoint(checkpoints)
     data = [[source.identity, source.cache.views if source.cache else None] for source in sources]
-    start = start | {"image processor": preprocessing_hash(collator.image_processor), "examples per step": batch}
+    start = start | {"image processor": preprocessing_hash(collator.image_processor), STEP: batch}
     check_run(Path(arguments.output), recipe_values(recipe) | start | {"data": data}, last)
     trainer.train(resume_from_checkpoint=last)
 

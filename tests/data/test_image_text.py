@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
 from PIL import Image as PILImage
 
-from seed.data import SchemaError, SkipReport, iter_valid, load_image_text
+from seed.data import SchemaError, SkipReport, image_text, iter_valid, load_image_text
 
 COLORS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255)}
 
@@ -578,6 +578,16 @@ def test_rows_of_one_file_may_hold_pictures_or_name_them(tmp_path, monkeypatch):
         assert second([first, beside]) == {"bytes": None, "path": str(tmp_path / "data" / "b.png")}
     with pytest.raises(SchemaError, match="secret.png"):
         second([inside, {"bytes": None, "path": str(tmp_path / "secret.png")}])
+
+
+def test_looking_for_paths_copies_no_pictures():
+    """Chunks are not put together, whose pictures may be more than two gigabytes."""
+    images = [pa.array([{"bytes": b"x" * 10**6, "path": None}, {"bytes": None, "path": f"{i}.png"}]) for i in range(50)]
+    dataset = Dataset(pa.table({"image": pa.chunked_array(images)}), fingerprint="chunks")
+    before = pa.total_allocated_bytes()
+    paths = image_text._paths(dataset)
+    assert next(paths) == "0.png" and pa.total_allocated_bytes() - before < 10**6
+    assert len([*paths]) == 49
 
 
 def test_hidden_files_of_a_shard_are_passed_over(tmp_path):

@@ -240,7 +240,7 @@ def test_bad_codes_name_file_row_and_value(codes_file, tmp_path):
     good = [list(range(32)), list(range(32, 64))]
     assert read_codes(codes_file(good), 64, 32).codes.tolist() == good
     assert read_codes(codes_file(good, pa.list_(pa.uint16(), 32)), 64, 32).codes.tolist() == good
-    for ids, expected in (([None, "a"], ["0", "a"]), ([5, None], ["5", "1"]), ([[1], [2]], ["[1]", "[2]"])):
+    for ids, expected in (([None, "a"], ["row 0", "a"]), ([5, None], ["5", "row 1"]), ([[1], [2]], ["[1]", "[2]"])):
         pq.write_table(pa.table({"id": ids, "codes": good}), tmp_path / "ids.parquet")
         assert read_codes(tmp_path / "ids.parquet", 64, 32).ids == expected
     cases = [
@@ -376,6 +376,13 @@ def test_pictures_of_a_table_that_come_later_are_other_pictures(tokenizer, folde
     assert (len(pictures_now), pictures_now.not_downloaded) == (3, 3)
     tokenize_pictures(pictures_now, output, *tokenizer, progress=False)
     assert tokenize_pictures(PictureList([table], image_root=root), output, *tokenizer, progress=False).tokenized == 3
+    table_of = pq.read_table(output)  # as versions wrote it that did not remember the pictures' own files
+    run = json.loads(table_of.schema.metadata[tokenization.RUN_KEY])
+    del run["picture_files"]
+    older = table_of.schema.metadata | {tokenization.RUN_KEY: json.dumps(run)}
+    pq.write_table(table_of.replace_schema_metadata(older), output)
+    assert tokenize_pictures(PictureList([table], image_root=root), output, *tokenizer, progress=False).tokenized == 3
+    pq.write_table(table_of, output)
     shutil.copy(folder / "01.png", root / "1.png")
     with pytest.raises(ValueError, match="codes of other pictures"):
         tokenize_pictures(PictureList([table], image_root=root), output, *tokenizer, progress=False)
@@ -394,6 +401,13 @@ def test_a_folder_of_shards_is_data(tokenizer, folder, tmp_path):
     fingerprint = found.fingerprint
     os.utime(tmp_path / "shards" / "1.tar", (0, 0))
     assert PictureList([tmp_path / "shards"]).fingerprint != fingerprint
+    rows = {"image": [(folder / "05.png").read_bytes()], "captions": [["x"]]}
+    (tmp_path / "tables").mkdir()
+    pq.write_table(pa.table(rows), tmp_path / "tables" / "a.parquet")
+    output = tmp_path / "tables" / "codes.parquet"
+    tokenize_pictures(PictureList([tmp_path / "tables"]), output, *tokenizer, progress=False)
+    with pytest.raises(ValueError, match="holds data and, in .*codes.parquet, codes"):
+        PictureList([tmp_path / "tables"])
 
 
 def test_links_are_followed_and_broken_ones_named(tokenizer, folder, tmp_path):
@@ -405,5 +419,11 @@ def test_links_are_followed_and_broken_ones_named(tokenizer, folder, tmp_path):
     shutil.copy(folder / "05.png", root / "a.jfif")
     found = PictureList([root])
     assert len(found) == 32
+    (root / "again").symlink_to(root / "sub", target_is_directory=True)
+    (root / "sub").mkdir()
+    shutil.copy(folder / "06.png", root / "sub" / "b.png")
+    os.mkfifo(root / "pipe.png")
+    names = [picture.id for picture in PictureList([root])]
+    assert str(root / "sub" / "b.png") in names and not any("again" in name or "pipe" in name for name in names)
     summary = tokenize_pictures(found, tmp_path / "codes.parquet", *tokenizer, progress=False)
     assert summary.tokenized == 28 and any(name.endswith("lost.png") for _, name, _ in summary.skipped)
