@@ -448,12 +448,12 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
                 "return_dict_in_generate does not work here, where codes alone come back; for scores and the like call "
                 "language_model.generate(**processor.drawing_prompts(...), generation_mode='image')."
             )
-        for source in (generate_kwargs, vars(generate_kwargs.get("generation_config") or object)):
-            if (source.get("num_return_sequences") or 1) != 1:
-                raise ValueError(
-                    f"num_return_sequences is {source['num_return_sequences']}, but every prompt gets one row here; "
-                    "pass num_images_per_prompt for several drawings of each."
-                )
+        stored = getattr(generate_kwargs.get("generation_config"), "num_return_sequences", None)
+        if (several := generate_kwargs.get("num_return_sequences") or stored or 1) != 1:
+            raise ValueError(
+                f"num_return_sequences is {several}, but every prompt gets one row here; pass "
+                "num_images_per_prompt for several drawings of each."
+            )
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
         samples = generate_kwargs.get("do_sample", getattr(generate_kwargs.get("generation_config"), "do_sample", None))

@@ -149,7 +149,7 @@ def load_adapter(model: SeedLanguageModelMixin, folder: str | Path, trainable: b
             f"The adapter {folder} is for another vocabulary: it has "
             f"{', '.join(f'{key} {stored.get(key)}' for key in differing)}, the model "
             f"{', '.join(f'{key} {own[key]}' for key in differing)}. Load it on the model it was trained on, "
-            f"{adapter_base(folder)}, extended with the same image tokenizer."
+            f"{stored['base_model']}, extended with the same image tokenizer."
         )
     return _prepare(PeftModel.from_pretrained(model, folder, is_trainable=trainable))
 
