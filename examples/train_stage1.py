@@ -1,7 +1,7 @@
 """Stage I: a Causal Q-Former, contrastive on its last embedding (paper, section 3.1).
 
-Starts from a bidirectional Q-Former (the paper: BLIP-2's; here examples/train_qformer.py's, as no converter of BLIP-2's
-weights comes with the package) and makes its queries causal.
+Starts from a bidirectional Q-Former and makes its queries causal: in the paper BLIP-2's (`seed convert blip2`), for
+seed-tiny what examples/train_qformer.py makes.
 
     python examples/train_stage1.py --recipe examples/recipes/stage1/tiny.yaml --init runs/qformer \
         --data emoji64/train.parquet --extra-data icons64.parquet \

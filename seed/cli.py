@@ -62,9 +62,11 @@ def _parser(with_converters: bool) -> argparse.ArgumentParser:
     add_evaluate(verbs)
     convert = verbs.add_parser("convert", help="convert released checkpoints")
     if with_converters:  # their modules import torch
-        from .conversion.seed1 import register as add_seed1
+        from .conversion import blip2, seed1
 
-        add_seed1(convert.add_subparsers(dest="format", required=True, metavar="FORMAT"))
+        formats = convert.add_subparsers(dest="format", required=True, metavar="FORMAT")
+        seed1.register(formats)
+        blip2.register(formats)
     return parser
 
 

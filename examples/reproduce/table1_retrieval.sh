@@ -9,7 +9,7 @@
 # DATA    a folder with dataset_flickr30k.json and dataset_coco.json, and their pictures in flickr30k-images/ and coco/
 #         (coco/val2014/..., as the file names in the JSON go on)
 # OUTPUT  metrics and predictions go to OUTPUT/flickr30k and OUTPUT/coco
-# BLIP2   a bidirectional image tokenizer for the first row
+# BLIP2   a bidirectional Q-Former for the first row: what `seed convert blip2` makes of Salesforce/blip2-itm-vit-g
 #
 # The paper, R@1 image to text / text to image:
 #                       Flickr30K      COCO

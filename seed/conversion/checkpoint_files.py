@@ -82,6 +82,23 @@ def write_safetensors(
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
+def check_tensors(whose: str, missing: Iterable[str], misshapen: Iterable[str], unknown: Iterable[str]) -> None:
+    """
+    Whether the tensors of a checkpoint make up a model, all of them.
+
+    Args:
+        whose: begins the error: what they are not, and what to do.
+
+    Raises:
+        ValueError: one of the lists holds something; the message has all of it.
+    """
+    problems = {"missing": missing, "of another shape": misshapen, "of no known use": unknown}
+    named = {problem: sorted(set(lines)) for problem, lines in problems.items()}
+    if any(named.values()):
+        lines = [f"{len(names)} {problem}:\n  " + "\n  ".join(names) for problem, names in named.items() if names]
+        raise ValueError(f"{whose} Nothing was written. Tensors\n" + "\n".join(lines))
+
+
 def check_output(path: str | os.PathLike, overwrite: bool = False, inputs: Iterable[str | os.PathLike] = ()) -> None:
     """
     Whether a converted model may be written to the folder `path`; asked before the work that makes it.
@@ -142,4 +159,4 @@ def new_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Pat
             shutil.rmtree(replaced)
 
 
-__all__ = ["check_output", "new_folder", "read_state_dict", "write_safetensors"]
+__all__ = ["check_output", "check_tensors", "new_folder", "read_state_dict", "write_safetensors"]

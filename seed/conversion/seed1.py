@@ -21,7 +21,7 @@ from ..command_line import positive
 from ..configuration_seed import SeedConfig
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
-from .checkpoint_files import check_output, new_folder, read_state_dict, write_safetensors
+from .checkpoint_files import check_output, check_tensors, new_folder, read_state_dict, write_safetensors
 
 VIT = "visual_encoder."
 # BLIP-2 leaves out the last of EVA ViT-g's 40 blocks; eva_vit_g.pth still holds it.
@@ -401,13 +401,12 @@ def _check(checkpoint: Seed1Checkpoint, targets: dict[str, torch.Tensor]) -> Non
         and name not in checkpoint.ignored
         and not any(re.fullmatch(pattern, name) for pattern in IGNORED)
     ]
-    problems = {"missing": sorted(set(missing)), "of another shape": misshapen, "of no known use": sorted(unknown)}
-    if any(problems.values()):
-        lines = [f"{len(names)} {problem}:\n  " + "\n  ".join(names) for problem, names in problems.items() if names]
-        raise ValueError(
-            "These files are not a whole SEED-1 checkpoint; nothing was written. Download the files again, or check "
-            "that all are of SEED-1 and of one model. Tensors\n" + "\n".join(lines)
-        )
+    check_tensors(
+        "These files are not a whole SEED-1 checkpoint; download them again, or check that all are of one SEED-1.",
+        missing,
+        misshapen,
+        unknown,
+    )
 
 
 def _card(checkpoint: Seed1Checkpoint, files: list[str | os.PathLike | None]) -> str:

@@ -1,0 +1,259 @@
+"""BLIP-2's first-stage weights as a [`SeedModel`] folder, from which stage I starts (paper, section 3.1).
+
+    seed convert blip2 --model Salesforce/blip2-itm-vit-g --output blip2
+
+The source is a repository of transformers' `Blip2ForImageTextRetrieval`: ViT, bidirectional Q-Former with its text
+branch, contrastive projections. Every tensor of it is used or on `IGNORED`, and every tensor of the model is filled,
+else nothing is written.
+"""
+
+import argparse
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import AutoTokenizer, Blip2Config
+
+from ..configuration_seed import SeedConfig
+from ..image_processing_seed import SeedImageProcessorPil
+from ..modeling_seed import SeedModel
+from ..repository_seed import fetch, read_json
+from .checkpoint_files import check_output, check_tensors, new_folder, write_safetensors
+
+IGNORED = {
+    r"itm_head\..*": "BLIP-2's matching head, which SEED does not use",
+    r".*\.position_ids": "a buffer with the numbers 0, 1, 2, ...",
+}
+
+# Name in SeedModel -> name in Blip2ForImageTextRetrieval; the ViT and the projections have the same names.
+_PARAMETERS = {
+    "qformer.query_tokens": "query_tokens",
+    "qformer.word_embeddings.weight": "embeddings.word_embeddings.weight",
+    "qformer.position_embeddings.weight": "embeddings.position_embeddings.weight",
+}
+_QFORMER_LAYER = {
+    "self_attn.q_proj": "attention.attention.query",
+    "self_attn.k_proj": "attention.attention.key",
+    "self_attn.v_proj": "attention.attention.value",
+    "self_attn.out_proj": "attention.output.dense",
+    "self_attn_layer_norm": "attention.output.LayerNorm",
+    "cross_attn.q_proj": "crossattention.attention.query",
+    "cross_attn.k_proj": "crossattention.attention.key",
+    "cross_attn.v_proj": "crossattention.attention.value",
+    "cross_attn.out_proj": "crossattention.output.dense",
+    "cross_attn_layer_norm": "crossattention.output.LayerNorm",
+    "query_mlp.fc1": "intermediate_query.dense",
+    "query_mlp.fc2": "output_query.dense",
+    "query_mlp_layer_norm": "output_query.LayerNorm",
+    "text_mlp.fc1": "intermediate.dense",
+    "text_mlp.fc2": "output.dense",
+    "text_mlp_layer_norm": "output.LayerNorm",
+}
+# What Blip2QFormerConfig and SeedQFormerConfig both have.
+_QFORMER_SETTINGS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "cross_attention_frequency",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "layer_norm_eps",
+    "initializer_range",
+    "pad_token_id",
+)
+
+
+def source_name(target: str) -> str:
+    """Name in `Blip2ForImageTextRetrieval` of the tensor `target` of `SeedModel`."""
+    if target in _PARAMETERS:
+        return _PARAMETERS[target]
+    match = re.fullmatch(r"qformer\.layers\.(\d+)\.(.+)\.(weight|bias)", target)
+    if match:
+        return f"qformer.encoder.layer.{match[1]}.{_QFORMER_LAYER[match[2]]}.{match[3]}"
+    return target
+
+
+class _SafetensorsFolder(Mapping):
+    """The tensors of a transformers folder by name, each read when it is asked for."""
+
+    def __init__(self, folder: Path):
+        files = sorted(set(read_json(folder / "model.safetensors.index.json").get("weight_map", {}).values()))
+        self._files = {}
+        for file in files or ["model.safetensors"]:
+            if not (folder / file).is_file():
+                raise FileNotFoundError(
+                    f"{str(folder)!r} has no {file}: download the repository again; weights in other formats are not "
+                    "read (load them by transformers' Blip2ForImageTextRetrieval and save them again)."
+                )
+            try:
+                opened = safe_open(folder / file, framework="pt")
+            except SafetensorError as error:
+                raise ValueError(
+                    f"{str(folder / file)!r} cannot be read ({error}): it is truncated or no safetensors file; "
+                    "download it again."
+                ) from error
+            self._files |= dict.fromkeys(opened.keys(), opened)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._files[name].get_tensor(name)
+
+    def __iter__(self):
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+
+def convert_blip2(
+    model: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    dtype: torch.dtype = torch.float32,
+    overwrite: bool = False,
+) -> SeedConfig:
+    """
+    Converts BLIP-2's image-text retrieval weights into a folder that `SeedModel.from_pretrained` loads.
+
+    The model has a bidirectional Q-Former and no codes: `get_image_features` are those of all its queries, of which the
+    best counts. Its ViT ends in a LayerNorm of epsilon 1e-5, as LAVIS has it and SEED was trained with; transformers'
+    BLIP-2 has 1e-6. Memory: one shard of the output.
+
+    Args:
+        model: folder or Hub id of a `Blip2ForImageTextRetrieval`, e.g. `Salesforce/blip2-itm-vit-g`.
+        output: folder to make: configuration, weights, image processor, text tokenizer and model card.
+        dtype: of the written weights.
+        overwrite: replace a SEED model (or an empty folder) that is in `output`.
+
+    Returns:
+        The configuration that was written.
+
+    Raises:
+        FileNotFoundError, FileExistsError: the source or its weights are missing, or `output` exists (with `overwrite`:
+            and is no SEED model).
+        ValueError: the source is no BLIP-2, has no text branch, its tensors do not make up the model (the error lists
+            them by name), or its tokenizer has more entries than the text branch rows.
+    """
+    check_output(output, overwrite, [model] if Path(model).exists() else [])
+    folder = fetch(model, {}, ["*.json", "*.safetensors", "*.txt"])
+    model_type = read_json(folder / "config.json").get("model_type")
+    if model_type != "blip-2":
+        raise ValueError(
+            f"{str(model)!r} holds a model of type {model_type!r}; expected BLIP-2's ('blip-2'), e.g. "
+            "Salesforce/blip2-itm-vit-g."
+        )
+    tensors = _SafetensorsFolder(folder)
+    config = _seed_config(model, Blip2Config.from_pretrained(folder), tensors)
+    with torch.device("meta"):
+        targets = SeedModel(config).state_dict()
+    _check(model, tensors, targets)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = config.qformer_config.vocab_size
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"The tokenizer of {str(model)!r} has {len(tokenizer)} entries, the text branch {rows} rows: they are not "
+            "of one model; download it again."
+        )
+    config.architectures = ["SeedModel"]
+    config.dtype = dtype
+    image_size = config.vision_config.image_size
+    with new_folder(output, overwrite) as written:
+        write_safetensors(written, targets, lambda name: tensors[source_name(name)], dtype)
+        config.save_pretrained(written)
+        SeedImageProcessorPil(size={"height": image_size, "width": image_size}).save_pretrained(written)
+        tokenizer.save_pretrained(written)
+        (written / "README.md").write_text(_card(model))
+    return config
+
+
+def _seed_config(model: str | os.PathLike, source: Blip2Config, tensors: _SafetensorsFolder) -> SeedConfig:
+    words, positions = (f"embeddings.{name}_embeddings.weight" for name in ("word", "position"))
+    if words not in tensors or "text_projection.weight" not in tensors:
+        raise ValueError(
+            f"{str(model)!r} has no text branch, with which stage I begins: it is not a Blip2ForImageTextRetrieval. "
+            "Pass one, e.g. Salesforce/blip2-itm-vit-g."
+        )
+    return SeedConfig(
+        vision_config=source.vision_config,
+        qformer_config={
+            **{name: getattr(source.qformer_config, name) for name in _QFORMER_SETTINGS},
+            "num_queries": source.num_query_tokens,
+            "causal": False,
+            "vocab_size": tensors.shape(words)[0],
+            "max_position_embeddings": tensors.shape(positions)[0],
+        },
+        projection_dim=source.image_text_hidden_size,
+        use_code_branch=False,
+    )
+
+
+def _check(model: str | os.PathLike, tensors: _SafetensorsFolder, targets: dict[str, torch.Tensor]) -> None:
+    """Raises one error that lists every tensor that is missing, of another shape, or of no known use."""
+    sources = {source_name(name): tuple(tensor.shape) for name, tensor in targets.items()}
+    ignored = re.compile("|".join(IGNORED))
+    check_tensors(
+        f"{str(model)!r} is not a whole Blip2ForImageTextRetrieval; download it again.",
+        missing=sources.keys() - tensors.keys(),
+        misshapen=[
+            f"{name} is {tensors.shape(name)}, expected {shape}"
+            for name, shape in sources.items()
+            if name in tensors and tensors.shape(name) != shape
+        ],
+        unknown=[name for name in tensors if name not in sources and not ignored.fullmatch(name)],
+    )
+
+
+def _card(model: str | os.PathLike) -> str:
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            "tags: [seed, blip-2]",
+            "---",
+            "",
+            "# BLIP-2's first stage, converted",
+            "",
+            f"Converted by `seed convert blip2` from `{Path(model).name if Path(model).exists() else model}`; weights",
+            "unchanged but for their dtype, names of `SeedModel`. Whoever passes them on passes their licence on.",
+            "",
+            "A bidirectional Q-Former with its text branch and no codes: what stage I of SEED starts from",
+            "(`examples/train_stage1.py --init`), and the BLIP-2 row of the paper's Table 1",
+            "(`seed evaluate retrieval --bidirectional`).",
+            "",
+        ]
+    )
+
+
+def register(subparsers) -> None:
+    """Adds `blip2` to the sub-commands of `seed convert`."""
+    parser = subparsers.add_parser(
+        "blip2",
+        help="convert BLIP-2's image-text retrieval weights, from which stage I starts",
+        description="Converts a Blip2ForImageTextRetrieval into a folder that SeedModel.from_pretrained loads.",
+    )
+    parser.add_argument("--model", required=True, help="folder or Hub id, e.g. Salesforce/blip2-itm-vit-g")
+    parser.add_argument("--output", required=True, help="folder to make")
+    parser.add_argument(
+        "--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the written weights"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a SEED model in the output folder")
+    parser.set_defaults(func=main)
+
+
+def main(args: argparse.Namespace) -> int:
+    config = convert_blip2(args.model, args.output, dtype=getattr(torch, args.dtype), overwrite=args.overwrite)
+    print(
+        f"Wrote {args.output}: a bidirectional Q-Former of {config.num_codes} queries, "
+        f"{config.vision_config.num_hidden_layers} ViT blocks."
+    )
+    return 0
+
+
+__all__ = ["convert_blip2", "main", "register", "source_name"]
