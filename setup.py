@@ -36,8 +36,6 @@ setup(
         "seed": ["**/*.txt", "**/*.tsv", "**/*.png", "evaluation/hub_metrics/*/*.py"],
         "seed.hub_configs": ["**/*"],
     },
-    # Others on the same encoder and decoder: in the repository only.
-    exclude_package_data={"seed.hub_configs": ["seed-tiny-*/*", "seed-tiny-*/*/*"]},
     install_requires=[
         "torch>=2.6,<2.14",
         "transformers>=5.17,<6",
