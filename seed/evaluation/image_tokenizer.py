@@ -25,7 +25,7 @@ class EncodedImages:
         embedding_features: `(batch, projection_dim)` of the last causal embedding, or, of a bidirectional Q-Former,
             `(batch, num_queries, projection_dim)`.
         code_features: `(batch, projection_dim)` of the codes, through the reconstruction decoder; None without a
-            codebook.
+            codebook or without that decoder.
         codes: `(batch, num_codes)`; None without a codebook.
         pooled: `(batch, vision_dim)`, L2-normalised mean of the frozen vision model's patch features.
     """
@@ -77,7 +77,8 @@ class EvaluatedTokenizer:
         codes = code_features = None
         if self.has_codes:
             codes = model.get_image_tokens(causal_embeddings=embeddings)
-            code_features = model.get_image_features(codes=codes).cpu()
+            if model.config.use_reconstruction_decoder:
+                code_features = model.get_image_features(codes=codes).cpu()
             codes = codes.cpu()
         pooled = torch.nn.functional.normalize(vision_features.float().mean(dim=1), dim=-1)
         features = model.get_image_features(causal_embeddings=embeddings)
@@ -106,9 +107,8 @@ def _load_text_tokenizer(folder: Path):
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{folder} has no text tokenizer, which retrieval needs. Save the one of its text branch there; for the "
-            "released SEED and for BLIP-2 that is bert-base-uncased with the added token [DEC] (`seed convert seed1 "
-            "--text-tokenizer`)."
+            f"{folder} has no text tokenizer, which retrieval needs. Save the one of its text branch there; the "
+            "released SEED's is bert-base-uncased with the added token [DEC] (`seed convert seed1 --text-tokenizer`)."
         ) from error
 
 

@@ -147,8 +147,8 @@ def evaluate_retrieval(
         tokenizers.append(EvaluatedTokenizer(bidirectional, device))
         if tokenizers[1].causal:
             raise ValueError(
-                f"{bidirectional} has a causal Q-Former; the bidirectional row wants the model of examples/"
-                "train_qformer.py, with qformer_config.causal false."
+                f"{bidirectional} has a causal Q-Former; the bidirectional row wants qformer_config.causal false: what "
+                "examples/train_qformer.py or `seed convert blip2` makes."
             )
     encoded = _encode(tokenizers, pictures, batch_size, with_texts=texts)
     side = collect_texts(encoded["texts"])
@@ -206,7 +206,6 @@ def _encode(
         ids += [picture.id for picture in batch]
         rows += [picture.row for picture in batch]
         pixels += [pixel_vector(image) for image in images]
-    has_codes = [tokenizer.has_codes for tokenizer in tokenizers]
     return {
         "texts": texts,
         "names": names,
@@ -214,10 +213,10 @@ def _encode(
         "rows": rows,
         "features": [torch.cat([part.embedding_features for part in parts]) for parts in encodings],
         "code_features": [
-            torch.cat([part.code_features for part in parts]) if has else None
-            for has, parts in zip(has_codes, encodings)
+            torch.cat([part.code_features for part in parts]) if parts[0].code_features is not None else None
+            for parts in encodings
         ],
-        "codes": torch.cat([part.codes for part in encodings[0]]) if has_codes[0] else None,
+        "codes": torch.cat([part.codes for part in encodings[0]]) if tokenizers[0].has_codes else None,
         "pooled": torch.cat([part.pooled for part in encodings[0]]),
         "pixels": torch.from_numpy(np.stack(pixels)),
     }
@@ -314,6 +313,8 @@ def summary(report: dict) -> str:
             f"({codebook['perplexity_over_size']:.3f} of its size); "
             f"{codebook['distinct_code_sequences']} distinct code sequences"
         )
+        if CODES not in report["results"]:
+            lines.append("No row of codes: this image tokenizer has no reconstruction decoder.")
     if floors:
         lines.append(
             f"Floors, image->name R@1 of the nearest of {floors['training_pictures']} training pictures: by the "

@@ -114,6 +114,16 @@ def test_stage_one_is_scored_without_codes(make_image_tokenizer, tmp_path, toy_d
     assert list(report["results"]) == ["causal embeddings"] and report["codebook"] is None
 
 
+def test_without_a_reconstruction_decoder_the_row_of_codes_is_missing_and_said_so(
+    make_image_tokenizer, tmp_path, toy_data, capsys
+):
+    make_image_tokenizer(tmp_path / "model", use_reconstruction_decoder=False)
+    assert run("--model", tmp_path / "model", "--data", toy_data, "--output", tmp_path / "out") == 0
+    report = json.loads((tmp_path / "out" / "retrieval.json").read_text())
+    assert set(report["results"]) == {"causal embeddings"} and report["codebook"]["distinct_code_sequences"] > 1
+    assert "no reconstruction decoder" in capsys.readouterr().out
+
+
 def test_a_missing_text_tokenizer_is_named(make_image_tokenizer, tmp_path, toy_data):
     make_image_tokenizer(tmp_path / "model")
     for file in (tmp_path / "model").glob("tokenizer*"):
