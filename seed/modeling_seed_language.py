@@ -34,6 +34,17 @@ _NO_CODE_EMBEDDINGS = (
 )
 
 
+class VisualLinear(nn.Linear):
+    """
+    A linear layer of the visual tokens, which computes in its own dtype whatever the text model's is: in training it is
+    float32 on frozen weights of bfloat16. As a class of its own it is left out where quantised loading replaces every
+    `nn.Linear` (bitsandbytes), so that it can be trained beside a quantised text model.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input.to(self.weight.dtype))
+
+
 class SeedVisualEmbeddings(nn.Module):
     """
     Input embeddings of the visual tokens: a fully connected projection of the frozen codebook (paper, section 3.3), to
@@ -47,7 +58,7 @@ class SeedVisualEmbeddings(nn.Module):
     def __init__(self, config: SeedVocabularyFields, dim: int):
         super().__init__()
         self.register_buffer("codebook", torch.zeros(config.codebook_size, config.code_dim))
-        self.projection = nn.Linear(config.code_dim, dim)
+        self.projection = VisualLinear(config.code_dim, dim)
         self.codes = nn.Embedding(config.codebook_size, dim) if config.code_embeddings else None
         self.delimiters = nn.Embedding(2, dim)
 
@@ -119,7 +130,7 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
         words = self.get_input_embeddings()
         self.set_input_embeddings(SeedInputEmbeddings(words, config.boi_token_id))
         self.visual_embeddings = SeedVisualEmbeddings(config, words.embedding_dim)
-        self.visual_head = nn.Linear(self.lm_head.in_features, 2 + config.codebook_size, bias=False)
+        self.visual_head = VisualLinear(self.lm_head.in_features, 2 + config.codebook_size, bias=False)
         self.post_init()
         self.get_input_embeddings()  # so that the decoder alone knows where visual embeddings come from
 
@@ -268,9 +279,11 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
         targets = labels[:, 1:].to(hidden_states.device)
         labelled = targets != -100
         logits = self.compute_logits(hidden_states[:, :-1][labelled]).float()
-        total = nn.functional.cross_entropy(logits, targets[labelled], reduction="sum")
+        # With the layers spread over devices, the head may be on another one than the last of them.
+        targets = targets[labelled].to(logits.device)
+        total = nn.functional.cross_entropy(logits, targets, reduction="sum")
         if num_items is None:
-            num_items = labelled.sum().clamp(min=1)
+            num_items = labelled.sum().clamp(min=1).to(total.device)
         elif torch.is_tensor(num_items):
             num_items = num_items.to(total.device)
         return total / num_items

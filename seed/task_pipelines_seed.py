@@ -50,7 +50,10 @@ class SeedTextToImagePipeline(Pipeline):
                 self._drawer = _exchange(self._decoder, **shared)
             else:
                 self._drawer = self._load_drawer(shared)
-            self._drawer.to(self.device)
+            for part in self._drawer.components.values():
+                # The language model is where it belongs, which may be several devices.
+                if isinstance(part, torch.nn.Module) and part is not self.model:
+                    part.to(self.device)
         return self._drawer
 
     def _load_drawer(self, shared: dict) -> SeedPipeline:

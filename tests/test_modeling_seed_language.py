@@ -347,6 +347,15 @@ class TestLoss:
             assert all(parameter.grad.abs().sum() > 0 for parameter in getattr(model, name).parameters())
         assert not model.visual_embeddings.codebook.requires_grad
 
+    def test_the_head_may_be_on_another_device_than_the_last_layer(self, model):
+        """As `device_map` spreads a model with tied embeddings; a device without data stands for the second GPU."""
+        handle = model.lm_head.register_forward_hook(lambda module, inputs, output: output.to("meta"))
+        try:
+            for counted in (None, torch.tensor(3)):
+                assert model(mixed(), labels=mixed(), num_items_in_batch=counted).loss.is_meta
+        finally:
+            handle.remove()
+
     def test_no_labels_in_a_batch_is_no_nan(self, model):
         assert model.train()(words(), labels=torch.full_like(words(), -100)).loss == 0
 

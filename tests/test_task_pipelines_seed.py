@@ -269,6 +269,19 @@ def test_text_to_image(drawing, whole):
     assert not same(sampled, image)
 
 
+def test_a_language_model_spread_over_devices_stays_where_it_is(language_repository, drawing, tmp_path):
+    """accelerate refuses to move one that is partly offloaded, and would gather on one GPU one that is spread."""
+    parts = ["embed_tokens", "embed_positions", "layers.0", "layers.1", "final_layer_norm"]
+    places = {f"model.decoder.{part}": "disk" if part == "layers.1" else "cpu" for part in parts}
+    places |= {"lm_head": "cpu", "visual_embeddings": "cpu", "visual_head": "cpu"}
+    model = AutoModelForCausalLM.from_pretrained(
+        language_repository, device_map=places, offload_folder=str(tmp_path / "offloaded")
+    )
+    processor = AutoProcessor.from_pretrained(language_repository)
+    spread = pipeline("text-to-image", model=model, processor=processor)
+    assert same(spread("a dog", seed=0, progress=False), drawing("a dog", seed=0, progress=False))
+
+
 def test_text_to_image_bad_input(drawing, whole, monkeypatch):
     with pytest.raises(TypeError, match="unexpected keyword argument 'steps'"):
         drawing("a dog", steps=3)

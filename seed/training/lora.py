@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, OPTForCausalLM
 
 from ..configuration_seed_language import SeedVocabularyFields
@@ -32,8 +33,7 @@ _VOCABULARY = ("text_vocab_size", "codebook_size", "code_dim", "num_codes", "ima
 
 _ADAPTER_CARD = """\
 ---
-base_model: {base}
-library_name: peft
+{named}library_name: peft
 ---
 
 LoRA weights of a SEED language model with its visual modules. They go on {base}, extended by the visual tokens:
@@ -73,7 +73,7 @@ def open_language_model(
         ValueError: the model or the adapter is for another image tokenizer, or the repository's processor for another
             model; or `code_embeddings` are asked for and the adapter has none.
     """
-    adapter = name if is_adapter(name) else None
+    adapter = fetch(name, {}, ["*.json", "*.safetensors"]) if is_adapter(name) else None
     base = adapter_base(adapter) if adapter else str(name)
     if adapter and code_embeddings and not _read_vocabulary(adapter)["code_embeddings"]:
         raise ValueError(
@@ -130,26 +130,32 @@ def add_lora(model: SeedLanguageModelMixin, lora: LoraRecipe) -> PeftModel:
     return _prepare(get_peft_model(model, config))
 
 
-def load_adapter(model: SeedLanguageModelMixin, folder: str | Path, trainable: bool = False) -> PeftModel:
+def load_adapter(model: SeedLanguageModelMixin, name: str | Path, trainable: bool = False) -> PeftModel:
     """
-    A language model with an adapter that `save_adapter` wrote; `merge` makes them one. A model without code embeddings
-    is given those of the adapter (peft alone, without this function, would leave them out).
+    A language model with an adapter; `merge` makes them one. A model without code embeddings is given those of the
+    adapter (peft alone, without this function, would leave them out).
+
+    Args:
+        name: folder or Hub id of what `save_adapter` wrote, or of what `Trainer` or peft alone saved of a model by
+            `add_lora`: that says less of its vocabulary, of which no more can be checked then than the number of codes.
 
     Raises:
         FileNotFoundError: no adapter of a SEED language model there.
         ValueError: the adapter is for another vocabulary; the message says what differs.
     """
+    folder = fetch(name, {}, ["*.json", "*.safetensors"])
     stored = _read_vocabulary(folder)
     if stored["code_embeddings"]:
         model.add_code_embeddings()
     own = _vocabulary(model)
-    differing = [key for key in own if stored.get(key) != own[key]]
+    known = own if stored.get("base_model") else stored
+    differing = [key for key in own if key in known and stored.get(key) != own[key]]
     if differing:
         raise ValueError(
-            f"The adapter {folder} is for another vocabulary: it has "
+            f"The adapter {name} is for another vocabulary: it has "
             f"{', '.join(f'{key} {stored.get(key)}' for key in differing)}, the model "
-            f"{', '.join(f'{key} {own[key]}' for key in differing)}. Load it on the model it was trained on, "
-            f"{stored['base_model']}, extended with the same image tokenizer."
+            f"{', '.join(f'{key} {own[key]}' for key in differing)}. Load it on the model it was trained on"
+            f"{f', {base},' if (base := stored.get('base_model')) else ''} extended with the same image tokenizer."
         )
     return _prepare(PeftModel.from_pretrained(model, folder, is_trainable=trainable))
 
@@ -174,7 +180,9 @@ def save_adapter(model: PeftModel, folder: str | Path, base_model: str) -> None:
         for file in (partial / name).iterdir():
             os.replace(file, partial / file.name)
         (partial / name).rmdir()
-    (partial / "README.md").write_text(_ADAPTER_CARD.format(base=base_model), encoding="utf-8")
+    # The Hub refuses a card whose base_model is no id.
+    named = "" if Path(base_model).exists() else f"base_model: {base_model}\n"
+    (partial / "README.md").write_text(_ADAPTER_CARD.format(base=base_model, named=named), encoding="utf-8")
     # Relative to the adapter, so that it is found from any working directory and both can be moved together.
     found = os.path.relpath(Path(base_model).resolve(), folder.resolve()) if Path(base_model).is_dir() else base_model
     vocabulary = _vocabulary(model.get_base_model()) | {"base_model": Path(found).as_posix()}
@@ -197,12 +205,13 @@ def merge(model: PeftModel) -> SeedLanguageModelMixin:
 
 
 def is_adapter(name: str | Path) -> bool:
-    """Whether this is a folder that `save_adapter` wrote."""
-    return (Path(name) / VOCABULARY_FILE).is_file()
+    """Whether this folder or Hub id is what `save_adapter` wrote."""
+    return (fetch(name, {}, ["*.json"]) / VOCABULARY_FILE).is_file()
 
 
-def adapter_base(folder: str | Path) -> str:
-    """Folder or Hub id of the frozen model that an adapter was trained on."""
+def adapter_base(name: str | Path) -> str:
+    """Folder or Hub id of the frozen model that an adapter, which `save_adapter` wrote, was trained on."""
+    folder = fetch(name, {}, ["*.json"])
     stored = _read_vocabulary(folder)["base_model"]
     beside = os.path.normpath(Path(folder).resolve() / stored)
     if stored.startswith("..") and not os.path.isdir(beside):
@@ -225,12 +234,24 @@ def _vocabulary(model: SeedLanguageModelMixin) -> dict:
     return {"model_type": model.config.model_type} | {name: getattr(model.config, name) for name in _VOCABULARY}
 
 
-def _read_vocabulary(folder: str | Path) -> dict:
-    path = Path(folder) / VOCABULARY_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no adapter of a SEED language model: {VOCABULARY_FILE} is missing.")
-    # Adapters that were saved before there were code embeddings have none.
-    return {"code_embeddings": False} | json.loads(path.read_text(encoding="utf-8"))
+def _read_vocabulary(folder: Path) -> dict:
+    path = folder / VOCABULARY_FILE
+    if path.is_file():
+        # Adapters that were saved before there were code embeddings have none.
+        return {"code_embeddings": False} | json.loads(path.read_text(encoding="utf-8"))
+    weights = folder / "adapter_model.safetensors"
+    shapes = {}
+    if weights.is_file():
+        with safe_open(weights, framework="pt") as tensors:
+            shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}
+    heads = [shape for name, shape in shapes.items() if name.endswith("visual_head.weight")]
+    if not heads:
+        raise FileNotFoundError(
+            f"{folder} holds no adapter of a SEED language model: {VOCABULARY_FILE} is missing, and so is {weights.name} "
+            "with a visual head."
+        )
+    code_embeddings = any(name.endswith("visual_embeddings.codes.weight") for name in shapes)
+    return {"codebook_size": heads[0][0] - 2, "code_embeddings": code_embeddings}
 
 
 __all__ = ["add_lora", "adapter_base", "is_adapter", "load_adapter", "merge", "open_language_model", "save_adapter"]

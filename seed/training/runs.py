@@ -20,6 +20,20 @@ logger = logging.getLogger(__name__)
 
 # Beside the checkpoints: of which run they are.
 RUN_FILE = "run.json"
+# What a run may go on with otherwise than it began: what is lowered or lengthened after it diverged, and how often it
+# logs and saves.
+MAY_CHANGE = {
+    f"recipe.training.{name}"
+    for name in (
+        "learning_rate",
+        "warmup_steps",
+        "max_grad_norm",
+        "bf16",
+        "logging_steps",
+        "save_steps",
+        "save_total_limit",
+    )
+}
 # Of a run's values, how many examples its steps have: with another number of processes they would begin elsewhere.
 STEP = "examples per step"
 
@@ -102,7 +116,7 @@ def check_run(output: Path, run: dict[str, object], checkpoint: str | None) -> N
 
     Args:
         run: what makes the run what it is, by content, as JSON holds it; where files lie and what they are called says
-            nothing, and the number of steps may change.
+            nothing, and the number of steps and what is in `MAY_CHANGE` may change.
         checkpoint: the last one under `output`; None starts afresh.
 
     Raises:
@@ -113,14 +127,16 @@ def check_run(output: Path, run: dict[str, object], checkpoint: str | None) -> N
     if checkpoint is not None and path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
         stored = {STEP: run.get(STEP)} | stored  # runs of before it was remembered
-        differing = sorted(name for name in run.keys() | stored.keys() if run.get(name) != stored.get(name))
+        changed = sorted(name for name in run.keys() | stored.keys() if run.get(name) != stored.get(name))
+        differing = [name for name in changed if name not in MAY_CHANGE]
         if differing:
             raise ValueError(
                 f"{checkpoint} is of another run: it differs in {', '.join(differing)}. Repeat that run's command to "
                 f"go on with it; for another run choose another --output or delete {output / 'checkpoints'}."
             )
-        return
-    if checkpoint is not None:
+        if changed:
+            logger.warning("%s goes on with other values of %s than it began with.", checkpoint, ", ".join(changed))
+    elif checkpoint is not None:
         logger.warning("%s does not say of which run it is (%s is missing); going on from it.", checkpoint, path)
     if process_state().is_main_process:
         output.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
 
@@ -48,6 +49,17 @@ class FiniteTrainer(Trainer):
             self._stop(f"The loss is {float(loss)}")
         return loss
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        # A checkpoint brings its learning rate with it, and the recipe's, if it was lowered since, would say nothing.
+        scheduler = self.lr_scheduler
+        if checkpoint is not None and isinstance(scheduler, LambdaLR):
+            base = self.args.learning_rate
+            scheduler.base_lrs = [base] * len(scheduler.base_lrs)
+            scheduler._last_lr = [base * factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+            for group, rate in zip(self.optimizer.param_groups, scheduler._last_lr):
+                group["initial_lr"], group["lr"] = base, rate
+
     def _save_checkpoint(self, *args, **kwargs) -> None:
         self._check_weights()
         super()._save_checkpoint(*args, **kwargs)
@@ -68,8 +80,9 @@ class FiniteTrainer(Trainer):
             "There is no checkpoint yet."
         )  # fmt: skip
         raise TrainingDivergedError(
-            f"{reason} at step {self.state.global_step + 1}, so training has stopped. {kept} Lower the learning rate, "
-            "lengthen the warm-up or compute in float32, or it will happen again."
+            f"{reason} at step {self.state.global_step + 1}, so training has stopped. {kept} Lower the recipe's "
+            "learning_rate or max_grad_norm, lengthen warmup_steps or compute in float32 (bf16: false) before, or it "
+            "will happen again."
         )
 
 

@@ -1,5 +1,6 @@
 """Both stages of the language model as a script: run, resume with the same loss curve, hand on, stop at NaN."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -176,9 +177,22 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(
     stored = load_file(output / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors")
     assert all(tensor.isfinite().all() for tensor in stored.values())
 
+    # The advice can be followed: the run goes on from there, at what the recipe says now.
     monkeypatch.setattr(SeedOPTForCausalLM, "forward", forward)
+    recipe = yaml.safe_load(Path(command[1]).read_text())
+    recipe["training"] |= {"learning_rate": 1e-4, "warmup_steps": 8}
+    command[1] = work / "calmer.yaml"
+    command[1].write_text(yaml.safe_dump(recipe))
     run_script("train_language.py", *command)
     assert (output / "model.safetensors").exists()
+    states = [json.loads(path.read_text()) for path in (output / "checkpoints").glob("*/trainer_state.json")]
+    history = max((state["log_history"] for state in states), key=len)
+    rates = {entry["step"]: entry["learning_rate"] for entry in history if "learning_rate" in entry}
+    # Warming up linearly over 8 steps; what is logged at step n is what step n was made with.
+    assert {step: rate for step, rate in rates.items() if step > 2} == {
+        step: pytest.approx(1e-4 * (step - 1) / 8) for step in rates if step > 2
+    }
+    assert len(rates) >= 4
 
 
 def test_codes_of_another_tokenizer_are_refused(work, seed_repository, tmp_path):

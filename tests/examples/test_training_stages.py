@@ -87,7 +87,8 @@ def refuses_other_runs(work: Path, qformer: Path, stage1: Path, stage2: Path) ->
     for name in ("qformer", "stage1", "stage2"):
         path = changed[name] = work / f"{name}.yaml"
         smoke = (EXAMPLES / "recipes" / name / "smoke.yaml").read_text()
-        path.write_text(smoke.replace("learning_rate: 1.0e-3", "learning_rate: 2.0e-3"))
+        assert "weight_decay" not in smoke
+        path.write_text(smoke.replace("learning_rate: 1.0e-3", "learning_rate: 1.0e-3\n  weight_decay: 0.5"))
     other = {}
     for name, folder, changes in (
         ("init", qformer, "vision_projection.weight"),
@@ -109,7 +110,7 @@ def refuses_other_runs(work: Path, qformer: Path, stage1: Path, stage2: Path) ->
     def refused(what: str):
         return pytest.raises(ValueError, match=rf"checkpoint-\d+ is of another run: it differs in {what}\. ")
 
-    with refused("recipe.training.learning_rate"):
+    with refused("recipe.training.weight_decay"):
         run("train_qformer.py", qformer, None, recipe=changed["qformer"])
     with refused("data"):
         run("train_qformer.py", qformer, None, data=work / "other.parquet")
@@ -117,7 +118,7 @@ def refuses_other_runs(work: Path, qformer: Path, stage1: Path, stage2: Path) ->
         run("train_stage1.py", stage1, other["init"])
     with refused("text encoder"):
         run("train_stage2.py", stage2, stage1, other["sd"])
-    with refused("recipe.training.learning_rate"):
+    with refused("recipe.training.weight_decay"):
         run("train_stage2.py", stage2, stage1, work / "sd", recipe=changed["stage2"])
     run("train_stage1.py", stage1, qformer)
 

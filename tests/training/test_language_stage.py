@@ -128,8 +128,8 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(tmp_path, caplog):
     run(output)  # the same: nothing is left to do
     with pytest.raises(ValueError, match="checkpoint-1 is of another run: it differs in data. .* another --output or"):
         run(output, caption="a cow")
-    with pytest.raises(ValueError, match="differs in recipe.training.learning_rate, recipe.training.warmup_steps. "):
-        run(output, training=TRAINING | {"learning_rate": 1e-2, "warmup_steps": 1})
+    with pytest.raises(ValueError, match="differs in recipe.training.adam_beta2, recipe.training.weight_decay. "):
+        run(output, training=TRAINING | {"learning_rate": 1e-2, "adam_beta2": 0.9, "weight_decay": 0.1})
     with pytest.raises(ValueError, match="differs in model. "):
         run(output, change=True)
     assert "of which run" not in caplog.text

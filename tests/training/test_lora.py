@@ -2,15 +2,16 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_language import tiny_language_model, tiny_processor, tiny_text_tokenizer
 from tiny_repository import make_seed_model
-from transformers import OPTConfig, OPTForCausalLM
+from transformers import OPTConfig, OPTForCausalLM, Trainer, TrainingArguments
 
 from seed import SeedImageProcessorPil, SeedOPTForCausalLM
 from seed.training.language_examples import LoraRecipe
-from seed.training.lora import add_lora, load_adapter, merge, open_language_model, save_adapter
+from seed.training.lora import adapter_base, add_lora, load_adapter, merge, open_language_model, save_adapter
 from seed.training.packing import PackingCollator
 
 LORA = LoraRecipe(rank=4, alpha=8.0)
@@ -123,6 +124,46 @@ def test_an_adapter_for_another_vocabulary_is_refused(tmp_path):
         load_adapter(tiny_language_model(), tmp_path)
 
 
+def test_what_trainer_saves_of_it_loads_too(batch, tmp_path):
+    """It does not say what it is for; its tensors say how many codes."""
+    lora = add_lora(tiny_language_model(), LORA)
+    train(lora, batch)
+    options = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[])
+    Trainer(lora, options).save_model(str(tmp_path / "plain"))
+    assert not (tmp_path / "plain" / "seed_vocabulary.json").exists()
+    reloaded = load_adapter(tiny_language_model(), tmp_path / "plain")
+    torch.testing.assert_close(logits(reloaded, batch), logits(lora, batch), rtol=0, atol=0)
+    other = tiny_language_model()
+    other.config.codebook_size = 32
+    with pytest.raises(ValueError, match="another vocabulary: it has codebook_size 64, the model codebook_size 32"):
+        load_adapter(other, tmp_path / "plain")
+
+
+def test_an_adapter_comes_from_the_hub(batch, tmp_path, monkeypatch):
+    lora = add_lora(tiny_language_model(code_embeddings=True), LORA)
+    save_adapter(lora, tmp_path / "adapter", "organisation/text-model")
+    fetched = []
+
+    def fetch(name, hub_options, patterns):
+        fetched.append((name, *patterns))
+        return tmp_path / "adapter"
+
+    monkeypatch.setattr("seed.training.lora.fetch", fetch)
+    reloaded = load_adapter(tiny_language_model(), "organisation/adapter")
+    assert fetched == [("organisation/adapter", "*.json", "*.safetensors")]
+    torch.testing.assert_close(logits(reloaded, batch), logits(lora, batch), rtol=0, atol=0)
+    assert adapter_base("organisation/adapter") == "organisation/text-model"
+
+
+@pytest.mark.parametrize("base, named", [("organisation/text-model", True), (".", False)])
+def test_the_card_names_a_base_that_the_hub_accepts(tmp_path, base, named):
+    """It refuses a card whose `base_model` is a path."""
+    save_adapter(add_lora(tiny_language_model(), LORA), tmp_path / "adapter", base)
+    card = ModelCard.load(tmp_path / "adapter" / "README.md")
+    assert card.data.base_model == (base if named else None) and card.data.library_name == "peft"
+    assert f"They go on {base}" in card.text
+
+
 def test_of_several_adapters_the_active_one_is_saved(batch, tmp_path):
     expected = {}
     for name, seed in (("a", 1), ("b", 2), ("c", 3)):
@@ -185,6 +226,11 @@ def test_half_precision_trains_in_float32_and_merges_back(batch, tmp_path):
     assert losses[-1] < losses[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = logits(lora, batch)
+    # Without autocast, too: what is sampled between two steps meets float32 modules on bfloat16 weights.
+    difference = (logits(lora, batch) - expected).float()
+    assert difference.square().mean().sqrt() < 0.03 * expected.float().std()
+    prompt = tiny_processor().drawing_prompts(["a dog"])
+    assert lora.generate(**prompt, generation_mode="image").shape[1] == prompt["input_ids"].shape[1] + 33
     merged = merge(lora)
     assert {parameter.dtype for parameter in merged.parameters()} == {torch.bfloat16}
     # bfloat16 keeps 8 bits: merged weights round differently, far below what separates the scores.
