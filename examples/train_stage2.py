@@ -10,6 +10,8 @@ computed before the training and kept where they fit in 4 GiB, else batch by bat
 Run it again with the same arguments to resume. Several processes: `accelerate launch examples/train_stage2.py ...`.
 """
 
+from pathlib import Path
+
 import torch
 from transformers import AutoTokenizer
 
@@ -17,7 +19,7 @@ from seed import SeedForQuantization, SeedImageProcessorPil
 from seed.training.datasets import QuantizationCollator
 from seed.training.feature_cache import open_embedding_cache
 from seed.training.recipes import apply_head_settings
-from seed.training.runs import loaded_hash, process_state, vocabulary_hash
+from seed.training.runs import last_checkpoint, loaded_hash, process_state, vocabulary_hash
 from seed.training.stage import (
     first_embeddings,
     open_sources,
@@ -76,7 +78,8 @@ def main() -> None:
                 source.cache = open_embedding_cache(head.model, source.cache)
     text_features.keep((captions[0] for source in sources for captions in source.captions), process_state().device)
     collator = QuantizationCollator(sources, text_features.tokenize, processor)
-    if head.pca_initialization or head.kmeans_initialization:
+    resumes = last_checkpoint(Path(arguments.output) / "checkpoints") is not None
+    if (head.pca_initialization or head.kmeans_initialization) and not resumes:
         head.initialize_from_embeddings(first_embeddings(head.model.eval(), recipe, collator, sources))
     run_stage(arguments, recipe, head, collator, sources, start, text_features)
     head.model.set_empty_prompt_embeds(text_features.compute(text_features.tokenize([""])))

@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 from .image_text_sources import (
     ID_COLUMNS,
     METADATA_FILES,
+    TABLE_SUFFIXES,
     SchemaError,
     caption_columns,
     caption_list,
@@ -45,7 +46,7 @@ from .image_text_sources import (
     read_karpathy,
     read_table,
 )
-from .images import MAX_PIXELS, InvalidImageError, load_image
+from .images import MAX_PIXELS, InvalidImageError, images_below, load_image
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -162,7 +163,7 @@ def load_image_text(
         return _in_schema(_load_hub(str(source), split, streaming), columns, str(source))
     paths = _existing(source)
     name = str(source) if isinstance(source, (str, os.PathLike)) else f"{paths[0]} and others"
-    format = format or _detect(paths)
+    format = format or _detect(paths, columns.get("image"))
     if format == "parquet":
         files = _files_of_split(paths, ".parquet", split, name)
         root = files[0].parent if image_root is None else Path(image_root)
@@ -200,19 +201,31 @@ def _existing(source) -> list[Path]:
     return paths
 
 
-def _detect(paths: list[Path]) -> str:
+def _is_table_without_pictures(file: Path, image_column: str | None) -> bool:
+    try:
+        names = pq.read_schema(file).names
+    except (pa.ArrowInvalid, OSError):  # which reading will name
+        return False
+    return image_column not in names and not {name.lower() for name in names}.intersection(IMAGE_COLUMNS)
+
+
+def _detect(paths: list[Path], image_column: str | None = None) -> str:
     first = paths[0]
     if first.is_dir():
         if any(next(first.rglob(name), None) for name in METADATA_FILES):
             return "imagefolder"
-        for format, suffix in (("parquet", "*.parquet"), ("webdataset", "*.tar")):
-            if next(first.rglob(suffix), None) is not None:
-                return format
-        return "imagefolder"
+        tables = next(first.rglob("*.parquet"), None)
+        shards = next(first.rglob("*.tar"), None) is not None
+        # img2dataset puts a table about each shard, or each folder of pictures, beside it.
+        if tables is not None and not (
+            _is_table_without_pictures(tables, image_column) and (shards or next(images_below(first), None) is not None)
+        ):
+            return "parquet"
+        return "webdataset" if shards else "imagefolder"
     suffix = first.suffix.lower()
     if suffix in (".parquet", ".tar"):
         return {".parquet": "parquet", ".tar": "webdataset"}[suffix]
-    if suffix == ".csv" or suffix.startswith(".tsv"):
+    if suffix.startswith(TABLE_SUFFIXES):
         return "table"
     if suffix == ".json":
         return "coco" if "annotations" in read_json(first) else "karpathy"

@@ -25,6 +25,8 @@ Columns = dict[str, list]
 # Windows' programs begin files of text with a byte order mark, which this skips where there is one.
 ENCODING = "utf-8-sig"
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
+# How tables' suffixes begin: Unsplash's are .tsv000, .tsv001, ..., and were .csv000 for a while.
+TABLE_SUFFIXES = (".tsv", ".csv")
 URL_COLUMNS = ("url", "image_url", "photo_image_url")
 CAPTION_COLUMNS = ("captions", "caption", "text", "txt", "photo_description", "ai_description")
 ID_COLUMNS = ("id", "photo_id", "image_id", "__key__")
@@ -82,6 +84,17 @@ def image_path(root: Path, folder: Path, name: str, source: Path) -> str:
 # ---- image folders --------------------------------------------------------------------------------------------------
 
 
+def sidecar_of(image: Path) -> Path:
+    """Where the captions of a picture would be that has a file of them beside it."""
+    return image.with_suffix(".txt")
+
+
+def sidecar_captions(image: Path) -> list[str]:
+    """The lines of the `.txt` beside a picture; none if there is no such file."""
+    path = sidecar_of(image)
+    return caption_list(path.read_text(encoding=ENCODING, errors="replace").splitlines()) if path.is_file() else []
+
+
 def read_image_folder(folder: Path, columns: Mapping[str, str | list[str]]) -> Columns:
     """A folder with `metadata.jsonl` or `metadata.csv` (column `file_name`), or with one `.txt` beside each picture.
 
@@ -98,12 +111,9 @@ def read_image_folder(folder: Path, columns: Mapping[str, str | list[str]]) -> C
         return _columns(rows)
     rows = []
     for image in list_images(folder):
-        sidecar = image.with_suffix(".txt")
-        if sidecar.is_file():
-            captions = caption_list(sidecar.read_text(encoding=ENCODING, errors="replace").splitlines())
-            rows.append(
-                {"image": str(image), "captions": captions, "id": str(image.relative_to(folder).with_suffix(""))}
-            )
+        if sidecar_of(image).is_file():
+            identifier = str(image.relative_to(folder).with_suffix(""))
+            rows.append({"image": str(image), "captions": sidecar_captions(image), "id": identifier})
     if not rows:
         raise SchemaError(
             f"{folder}: no captions. Add a metadata.jsonl or metadata.csv with the columns file_name and caption, or "
@@ -351,8 +361,10 @@ def _picture_names(number: int, identifier: str, url: str) -> list[str]:
 
 
 def _table_rows(path: Path, columns: Mapping[str, str | list[str]]) -> Iterator[dict | None]:
-    delimiter = "," if path.suffix.lower() == ".csv" else "\t"
     with path.open(encoding=ENCODING, errors="replace", newline="") as lines, _table_errors(path):
+        # Unsplash's .csv000 were its .tsv000.
+        delimiter = "\t" if path.suffix.lower().startswith(".tsv") or "\t" in lines.readline() else ","
+        lines.seek(0)
         # Captions of tables without a header hold single quotation marks; such tables quote nothing.
         first = next(csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE), [])
         lines.seek(0)

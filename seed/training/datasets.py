@@ -1,5 +1,6 @@
 """What the stages train on: positions of a run, each a function of the seed, so that a resumed run repeats none."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,13 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..data.images import InvalidImageError
 from .feature_cache import FeatureCache
+
+logger = logging.getLogger(__name__)
+
+# Pictures in a row that may not open before a run stops: then it is the disk, not the pictures.
+MAX_SUBSTITUTES = 100
 
 
 @dataclass
@@ -41,6 +48,9 @@ class RunDataset(Dataset):
     Which picture, view and caption stand at a position depends on the seed and the position only. A run that resumes at
     position p therefore goes on exactly as it would have, without stored state.
 
+    A picture that no longer opens is replaced by the next one in order, so that one file in a million does not end a
+    run of days; of `MAX_SUBSTITUTES` in a row the error is raised.
+
     Args:
         sources: the data, mixed; every picture comes once per epoch.
         examples: length of the run.
@@ -66,7 +76,17 @@ class RunDataset(Dataset):
 
     def __getitem__(self, position: int) -> dict:
         epoch, place = divmod(position, int(self.offsets[-1]))
-        number = int(self._epoch_order(epoch)[place])
+        order = self._epoch_order(epoch)
+        for next_place in range(place, place + MAX_SUBSTITUTES):
+            number = int(order[next_place % len(order)])
+            try:
+                return self._example(number, position)
+            except InvalidImageError as error:  # it opened when the run began
+                logger.warning("%s The next picture is trained on in its place.", error)
+                last = error
+        raise last
+
+    def _example(self, number: int, position: int) -> dict:
         which = int(np.searchsorted(self.offsets, number, side="right")) - 1
         source, picture = self.sources[which], number - int(self.offsets[which])
         rng = np.random.default_rng((self.seed, 1, position))

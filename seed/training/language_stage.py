@@ -43,7 +43,7 @@ def run_language_stage(
 
     Raises:
         ValueError: the checkpoints there are of a run with another recipe, other data, another model or codes of
-            another image tokenizer; or FSDP or DeepSpeed is on.
+            another image tokenizer; or FSDP, DeepSpeed or DataParallel is on.
         TrainingDivergedError: a loss or weight is not finite; the last good checkpoint is kept.
     """
     checkpoints = Path(output) / "checkpoints"
@@ -62,12 +62,7 @@ def run_language_stage(
     pad = processor.tokenizer.pad_token_id
     collator = PackingCollator(processor.tokenizer.eos_token_id if pad is None else pad, recipe.capacity)
     trainer = RunTrainer(model=model, args=options, train_dataset=dataset, data_collator=collator)
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise ValueError(
-            "FSDP and DeepSpeed are not supported for language models: the visual modules are trained whole beside the "
-            "frozen ones, and checkpoints hold the adapter alone. Several GPUs: DDP only (accelerate launch "
-            "--multi_gpu)."
-        )
+    trainer.require_one_model_per_process()
     last = last_checkpoint(checkpoints)
     check_run(Path(output), _fingerprint(recipe, model, files) | {STEP: batch}, last)
     trainer.train(resume_from_checkpoint=last)

@@ -247,8 +247,8 @@ def _read_vocabulary(folder: Path) -> dict:
     heads = [shape for name, shape in shapes.items() if name.endswith("visual_head.weight")]
     if not heads:
         raise FileNotFoundError(
-            f"{folder} holds no adapter of a SEED language model: {VOCABULARY_FILE} is missing, and so is {weights.name} "
-            "with a visual head."
+            f"{folder} holds no adapter of a SEED language model: {VOCABULARY_FILE} is missing, and so is "
+            f"{weights.name} with a visual head."
         )
     code_embeddings = any(name.endswith("visual_embeddings.codes.weight") for name in shapes)
     return {"codebook_size": heads[0][0] - 2, "code_embeddings": code_embeddings}

@@ -189,7 +189,8 @@ def _usable_rows(dataset) -> list[int]:
             faults = pool.map(_fault, batch["image"], batch["captions"])
             for row, fault in enumerate(faults, start):
                 if fault:
-                    report.skip(f"row {row}", fault)
+                    where, what, detail = fault
+                    report.skip(f"row {row}{where and f', {where}'}", what, detail)
                 else:
                     rows.append(row)
                     report.used += 1
@@ -198,13 +199,13 @@ def _usable_rows(dataset) -> list[int]:
     return rows
 
 
-def _fault(source, captions: list[str]) -> str | None:
-    """Why a row cannot be trained on; None if it can."""
+def _fault(source, captions: list[str]) -> tuple[str, str, str] | None:
+    """Why a row cannot be trained on: which picture, what is wrong, and in particular; None if it can."""
     try:
         load_image(source)
     except InvalidImageError as error:
-        return str(error)
-    return None if captions else "no caption"
+        return error.source, error.fault, error.detail
+    return None if captions else ("", "no caption", "")
 
 
 class _Opener:
@@ -221,6 +222,7 @@ def first_embeddings(model: SeedModel, recipe: StageRecipe, collator, sources: l
     Causal embeddings of the run's first pictures, `(n, num_codes, hidden_size)`: 32 vectors for each code, and 2,048
     pictures at least, as far as there are so many.
     """
+    model.to(process_state().device)
     wanted = max(2048, 32 * model.config.codebook_size // model.config.num_codes)
     count = min(wanted, sum(len(source) for source in sources))
     dataset = RunDataset(sources, count, recipe.training.get("seed", 42))
@@ -250,7 +252,8 @@ def run_stage(
         text_features: stage II's target, of the collator's `caption_ids`.
 
     Raises:
-        ValueError: the checkpoints there are of a run with another recipe, other data or another start.
+        ValueError: the checkpoints there are of a run with another recipe, other data or another start; or FSDP,
+            DeepSpeed or DataParallel is on.
         TrainingDivergedError: a loss or weight is not finite; the last good checkpoint is kept.
     """
     checkpoints = Path(arguments.output) / "checkpoints"
@@ -262,6 +265,7 @@ def run_stage(
     trainer = SeedTrainer(
         model=head, args=options, train_dataset=dataset, data_collator=collator, text_features=text_features
     )
+    trainer.require_one_model_per_process()
     last = last_checkpoint(checkpoints)
     data = [[source.identity, source.cache.views if source.cache else None] for source in sources]
     start = start | {"image processor": preprocessing_hash(collator.image_processor), STEP: batch}

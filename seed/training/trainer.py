@@ -43,6 +43,19 @@ class FiniteTrainer(Trainer):
     before weights that are not finite reach a checkpoint.
     """
 
+    def require_one_model_per_process(self) -> None:
+        """
+        Raises:
+            ValueError: the model is split or copied within a process: negatives and code counts are gathered from
+                processes, and what is saved is the main process's own.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1:
+            raise ValueError(
+                "FSDP, DeepSpeed and one process on several GPUs (DataParallel) are not supported. Several GPUs: DDP, "
+                "a process for each (torchrun --nproc_per_node N, or accelerate launch --multi_gpu); or show one alone "
+                "(CUDA_VISIBLE_DEVICES=0)."
+            )
+
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss).all():

@@ -607,3 +607,41 @@ def test_a_shard_without_rows_is_passed_over(tmp_path, streaming):
     empty = pq.read_table(tmp_path / "a-00000-of-00002.parquet").slice(0, 0)
     pq.write_table(empty, tmp_path / "a-00001-of-00002.parquet")
     assert contents(load_image_text(tmp_path, streaming=streaming)) == {("a rose",): "red"}
+
+
+def img2dataset_table(path):
+    """What it writes about each shard or folder: everything but the pictures."""
+    pq.write_table(pa.table({"url": ["https://i/1"], "caption": ["a rose"], "key": ["0"], "status": ["success"]}), path)
+
+
+def test_a_table_about_shards_is_not_taken_for_the_data(tmp_path):
+    for shard, color in enumerate(("red", "green")):
+        with tarfile.open(tmp_path / f"{shard:05d}.tar", "w") as archive:
+            for name, data in ((f"{shard}.png", png(color)), (f"{shard}.txt", color.encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+        img2dataset_table(tmp_path / f"{shard:05d}.parquet")
+    assert contents(load_image_text(tmp_path)) == {("red",): "red", ("green",): "green"}
+
+
+def test_a_table_about_folders_of_pictures_is_not_taken_for_the_data(tmp_path):
+    for number, color in enumerate(COLORS):
+        save(tmp_path / "00000" / f"{number:09d}.png", color)
+        (tmp_path / "00000" / f"{number:09d}.txt").write_text(color)
+    img2dataset_table(tmp_path / "00000.parquet")
+    assert contents(load_image_text(tmp_path)) == {(color,): color for color in COLORS}
+    # A table alone, or one whose pictures stand in a column that is named, is the data.
+    with pytest.raises(SchemaError, match="no image: looked for .*found url, caption, key, status"):
+        load_image_text(tmp_path / "00000.parquet")
+    pq.write_table(pa.table({"scan": [png("red")], "caption": ["a rose"]}), tmp_path / "00000.parquet")
+    assert contents(load_image_text(tmp_path, columns={"image": "scan"})) == {("a rose",): "red"}
+
+
+@pytest.mark.parametrize("delimiter", ["\t", ","])
+def test_tables_are_numbered_under_either_suffix(tmp_path, delimiter):
+    with open(tmp_path / "photos.csv000", "w", newline="", encoding="utf-8") as file:
+        rows = [["photo_id", "photo_image_url", "photo_description"], ["abc", "https://i/1", "a red, red rose"]]
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+    save(tmp_path / "abc.jpg", "red")
+    assert contents(load_image_text(tmp_path / "photos.csv000")) == {("a red, red rose",): "red"}

@@ -193,11 +193,37 @@ def test_a_split_of_image_text_data(folder, tmp_path):
         PictureList([folder], split="train")
 
 
-def test_unsplash_numbers_its_tables(folder, tmp_path):
-    table = tmp_path / "photos.tsv000"
+@pytest.mark.parametrize("name", ["photos.tsv000", "photos.csv000"])
+def test_unsplash_numbers_its_tables(folder, tmp_path, name):
+    table = tmp_path / name
     table.write_text("photo_id\tphoto_image_url\tphoto_description\n05\thttps://i/5\ta dog\n")
     rows = PictureList([table], image_root=folder)
     assert (rows[0].id, rows[0].source["path"], rows[0].captions) == ("05", str(folder / "05.png"), ["a dog"])
+
+
+@pytest.mark.parametrize("kind", ["sidecars", "metadata"])
+def test_captions_beside_pictures_are_kept(tokenizer, folder, tmp_path, kind):
+    """Or a language model could not be trained on the codes of a folder that every stage before reads."""
+    (tmp_path / "in").mkdir()
+    for number in (5, 6, 7):
+        shutil.copy(folder / f"{number:02d}.png", tmp_path / "in")
+    if kind == "sidecars":
+        (tmp_path / "in" / "05.txt").write_text("a dog\nsome dog\n")
+        (tmp_path / "in" / "07.txt").write_text("a cat")
+    else:
+        rows = [{"file_name": "05.png", "caption": "a dog"}, {"file_name": "07.png", "caption": "a cat"}]
+        (tmp_path / "in" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = PictureList([tmp_path / "in"])
+    tokenize_pictures(found, tmp_path / "codes.parquet", *tokenizer, progress=False)
+    table = pq.read_table(tmp_path / "codes.parquet")
+    # A picture without captions has codes all the same, unless the metadata leave it out.
+    captions = [["a dog", "some dog"], [], ["a cat"]] if kind == "sidecars" else [["a dog"], ["a cat"]]
+    assert table["captions"].to_pylist() == captions
+    paths = [folder / f"{number:02d}.png" for number in ((5, 6, 7) if kind == "sidecars" else (5, 7))]
+    assert table["codes"].to_pylist() == expected_codes(tokenizer, paths).tolist()
+    if kind == "sidecars":
+        (tmp_path / "in" / "06.txt").write_text("a cow")
+        assert PictureList([tmp_path / "in"]).fingerprint != found.fingerprint
 
 
 def test_hash_follows_what_makes_codes_and_nothing_else(seed_repository, tokenizer):

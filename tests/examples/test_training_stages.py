@@ -136,6 +136,13 @@ def test_stages_run_resume_and_hand_on(work, capfd, monkeypatch):
     with monkeypatch.context() as many_captions:
         many_captions.setattr("seed.training.text_features.KEPT_BYTES", 0)
         stage2 = run_and_resume(work, "train_stage2.py", "stage2", "--init", stage1, "--decoder", work / "sd")
+    with monkeypatch.context() as resumed:  # the checkpoint has the codebook; to make it anew costs a ViT-g minutes
+        resumed.setattr(
+            "seed.SeedForQuantization.initialize_from_embeddings", lambda *args: pytest.fail("initialised again")
+        )
+        run_script("train_stage2.py", "--recipe", EXAMPLES / "recipes" / "stage2" / "smoke.yaml", "--init", stage1,
+                   "--decoder", work / "sd", "--data", work / "data.parquet", "--output", stage2,
+                   "--feature-cache", work / "features" / "stage2")  # fmt: skip
     few = work / "stage2-kept"
     run_script("train_stage2.py", "--recipe", EXAMPLES / "recipes" / "stage2" / "smoke.yaml", "--init", stage1,
                "--decoder", work / "sd", "--data", work / "data.parquet", "--output", few,

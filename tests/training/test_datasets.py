@@ -2,6 +2,7 @@ from collections import Counter
 
 import pytest
 
+from seed.data.images import InvalidImageError
 from seed.training.datasets import PictureSource, RunDataset
 
 
@@ -36,6 +37,28 @@ def test_share_of_the_first_caption(probability, expected):
     dataset = RunDataset([source], 3000, first_caption_probability=probability)
     share = sum(dataset[i]["caption"] == "first" for i in range(3000)) / 3000
     assert abs(share - expected) < 0.03
+
+
+def test_a_picture_that_no_longer_opens_is_replaced_by_the_next(caplog):
+    def broken():
+        raise InvalidImageError("b.jpg", "the file is truncated", "Fetch it again.")
+
+    whole = RunDataset(sources(), 10, seed=3)
+    order = [(example["source"], example["picture"]) for example in map(whole.__getitem__, range(10))]
+    lost = sources()
+    lost[0].images[1] = broken
+    found = [
+        (example["source"], example["picture"]) for example in map(RunDataset(lost, 10, seed=3).__getitem__, range(10))
+    ]
+    expected = list(order)
+    for position in (order.index((0, 1)), order.index((0, 1), 5)):
+        following = position + 1 if position % 5 < 4 else position - 4  # within the epoch
+        expected[position] = order[following]
+    assert found == expected and "b.jpg: the file is truncated" in caplog.text
+    for source in lost:
+        source.images[:] = [broken] * len(source.images)
+    with pytest.raises(InvalidImageError, match="b.jpg"):
+        RunDataset(lost, 10, seed=3)[0]
 
 
 def test_no_pictures_is_an_error():

@@ -164,6 +164,6 @@ def test_sharded_training_is_refused(tmp_path, monkeypatch, name):
             setattr(self, name, True)
 
     monkeypatch.setattr(language_stage, "RunTrainer", Sharded)
-    with pytest.raises(ValueError, match="DDP only"):
+    with pytest.raises(ValueError, match="DDP, a process for each"):
         run(tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.*"))

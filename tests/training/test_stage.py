@@ -1,0 +1,49 @@
+"""What the training scripts share: pictures that do not open, where features are computed, how many processes."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset, Features, Image, List, Value
+
+from seed import SeedModel
+from seed.training import stage
+from seed.training.datasets import PictureSource
+from seed.training.recipes import StageRecipe
+from seed.training.trainer import FiniteTrainer
+
+
+def test_of_many_broken_pictures_the_report_counts_and_lists_the_first(tmp_path, capsys):
+    rows = [{"image": {"bytes": None, "path": f"/nowhere/{row}.jpg"}, "captions": ["a dog"]} for row in range(300)]
+    features = Features({"image": Image(decode=False), "captions": List(Value("string"))})
+    assert stage._usable_rows(Dataset.from_list(rows, features=features)) == []
+    lines = capsys.readouterr().out.splitlines()
+    assert "300 skipped" in lines[0] and lines[1].split() == ["300", "x", "no", "such", "file"]
+    assert "row 0, /nowhere/0.jpg" in lines[2] and len(lines) == 2 + 100 + 1
+
+
+def test_first_embeddings_are_made_where_the_run_trains(tiny_seed_config, monkeypatch):
+    """On the GPU, as a ViT-g takes hours for thousands elsewhere; a device without data stands for it."""
+    monkeypatch.setattr(stage, "process_state", lambda: SimpleNamespace(device=torch.device("meta")))
+    model = SeedModel(tiny_seed_config()).eval()
+    source = PictureSource([["a"]] * 3, ["a"] * 3, images=[lambda: None] * 3)
+
+    def collate(examples):
+        return {"pixel_values": torch.zeros(len(examples), 3, 28, 28), "caption_ids": None}
+
+    found = stage.first_embeddings(model, StageRecipe(epochs=1, training={}), collate, [source])
+    assert found.is_meta and found.shape == (3, model.config.num_codes, model.config.qformer_config.hidden_size)
+
+
+@pytest.mark.parametrize("way", ["fsdp", "deepspeed", "data parallel", "one"])
+def test_a_model_that_is_split_or_copied_within_a_process_is_refused(way):
+    trainer = SimpleNamespace(
+        is_fsdp_enabled=way == "fsdp",
+        is_deepspeed_enabled=way == "deepspeed",
+        args=SimpleNamespace(n_gpu=2 if way == "data parallel" else 1),
+    )
+    if way == "one":
+        FiniteTrainer.require_one_model_per_process(trainer)
+        return
+    with pytest.raises(ValueError, match="DDP, a process for each .*torchrun"):
+        FiniteTrainer.require_one_model_per_process(trainer)
