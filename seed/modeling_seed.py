@@ -197,6 +197,9 @@ class SeedModel(SeedPreTrainedModel):
     contrastive features of retrieval. The vision model is frozen: it gets no gradient and stays in evaluation mode.
 
     Of the parts, `use_text_branch` and `use_code_branch` in the config say which exist.
+
+    FlashAttention reads no mask like the Q-Former's; the vision model, where nearly all of the time goes, takes it
+    alone: `from_pretrained(..., attn_implementation={"vision_config": "flash_attention_2"})`.
     """
 
     _keys_to_ignore_on_load_unexpected = [

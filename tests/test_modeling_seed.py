@@ -74,6 +74,17 @@ def perturb_query(qformer, position, run):
     return changed(before, after)
 
 
+def test_the_vision_model_may_have_an_attention_of_its_own(tmp_path):
+    """FlashAttention, for one, which the Q-Former's masks do not go with and the ViT has."""
+    make_model().save_pretrained(tmp_path)
+    model = SeedModel.from_pretrained(tmp_path, attn_implementation={"vision_config": "eager"})
+    assert model.vision_model.config._attn_implementation == "eager"
+    assert model.qformer.config._attn_implementation == model.reverse_qformer.config._attn_implementation == "sdpa"
+    assert type(model.vision_model)._supports_flash_attn
+    with pytest.raises(ValueError, match="Flash"):
+        SeedModel.from_pretrained(tmp_path, attn_implementation="flash_attention_2")
+
+
 @pytest.mark.parametrize("attn_implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("num_queries", [1, 8, 32, 77])
 @pytest.mark.parametrize("causal", [True, False])
