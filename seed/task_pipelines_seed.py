@@ -45,18 +45,13 @@ class SeedTextToImagePipeline(Pipeline):
     def drawer(self) -> SeedPipeline:
         """What draws. Its scheduler and other parts may be changed."""
         if self._drawer is None:
-            shared = {"language_model": self.model, "processor": self.processor}
-            if isinstance(self._decoder, SeedPipeline):
-                self._drawer = _exchange(self._decoder, **shared)
-            else:
-                self._drawer = self._load_drawer(shared)
-            for part in self._drawer.components.values():
-                # The language model is where it belongs, which may be several devices.
-                if isinstance(part, torch.nn.Module) and part is not self.model:
-                    part.to(self.device)
+            drawer = self._decoder if isinstance(self._decoder, SeedPipeline) else self._load_drawer()
+            # Moved without the language model, which is where it belongs: that may be several devices.
+            drawer = _exchange(drawer, language_model=None, processor=None).to(self.device)
+            self._drawer = _exchange(drawer, language_model=self.model, processor=self.processor)
         return self._drawer
 
-    def _load_drawer(self, shared: dict) -> SeedPipeline:
+    def _load_drawer(self) -> SeedPipeline:
         name = self.processor.name_or_path or self.model.name_or_path
         if not name:
             raise ValueError(
@@ -65,7 +60,7 @@ class SeedTextToImagePipeline(Pipeline):
             )
         # The revision, token and cache are of the repository that the processor was loaded from.
         options = self.processor.hub_options if self.processor.name_or_path else {}
-        return SeedPipeline.from_pretrained(name, decoder=self._decoder, dtype=self.model.dtype, **shared, **options)
+        return SeedPipeline.from_pretrained(name, decoder=self._decoder, dtype=self.model.dtype, **options)
 
     def __call__(self, inputs: str | list[str], **kwargs):
         """

@@ -105,7 +105,7 @@ def read_image_folder(folder: Path, columns: Mapping[str, str | list[str]]) -> C
         SchemaError: neither is there, a line of metadata is no JSON, a table is damaged, a column is missing, or a
             picture is outside of the folder.
     """
-    metadata = sorted(path for name in METADATA_FILES for path in folder.rglob(name))
+    metadata = _metadata_files(folder)
     if metadata:
         rows = [row for path in metadata for row in _metadata_rows(folder, path, columns)]
         return _columns(rows)
@@ -120,6 +120,28 @@ def read_image_folder(folder: Path, columns: Mapping[str, str | list[str]]) -> C
             "a .txt file of the same name beside each image."
         )
     return _columns(rows)
+
+
+def captions_of_folders(paths: Iterable[str | os.PathLike]) -> tuple[dict[str, list[str]], list[Path]]:
+    """
+    Captions that `metadata.jsonl` and `metadata.csv` below some folders have for pictures, by their absolute paths, and
+    those files. One that holds no captions of pictures, but something else, is passed over, and the log says so.
+    """
+    captions, files = {}, []
+    for folder in (path for path in map(Path, paths) if path.is_dir()):
+        for file in _metadata_files(folder):
+            files.append(file)
+            try:
+                rows = list(_metadata_rows(folder, file, {}))
+            except SchemaError as error:
+                logger.warning("%s Captions are not taken from there.", error)
+                continue
+            captions |= {os.path.abspath(row["image"]): row["captions"] for row in rows}
+    return captions, files
+
+
+def _metadata_files(folder: Path) -> list[Path]:
+    return sorted(path for name in METADATA_FILES for path in folder.rglob(name))
 
 
 def _metadata_rows(folder: Path, path: Path, columns: Mapping[str, str | list[str]]) -> Iterator[dict]:

@@ -20,12 +20,12 @@ from ..modeling_seed import SeedModel
 from ..repository_seed import resolve_image_tokenizer
 from .codes import CodesMetadata, codes_schema
 from .image_text import SkipReport, load_image_text, picture_file_states
-from .image_text_sources import METADATA_FILES, TABLE_SUFFIXES, sidecar_captions, sidecar_of
+from .image_text_sources import TABLE_SUFFIXES, captions_of_folders, sidecar_captions, sidecar_of
 from .images import ImageSource, InvalidImageError, images_below, list_images, load_image
 from .provenance import write_atomically
 
 # Files that hold image-text data; everything else that is named is a picture or a folder of pictures.
-DATA_SUFFIXES = (".parquet", ".tar", ".json", *TABLE_SUFFIXES)
+DATA_SUFFIXES = (".parquet", ".tar", ".json")
 # Pictures per part file: what a kill costs at most, against the number of files while a long run goes on.
 ROWS_PER_PART = 256
 # Of the schema's metadata: of which run the file is the result.
@@ -52,9 +52,9 @@ class PictureList(Sequence):
     Pictures to tokenise, numbered, opened when their turn comes.
 
     Args:
-        paths: images and folders of images, whose captions are read where a `.txt` lies beside a picture; or image-text
-            data (`.parquet`, `.tar`, `.json`, `.tsv`, `.csv`, a folder of the first two, or one of pictures with a
-            `metadata.jsonl` or `metadata.csv`).
+        paths: images and folders of images, with the captions that `metadata.jsonl`, `metadata.csv` or a `.txt` beside
+            a picture has for them; or image-text data (`.parquet`, `.tar`, `.json`, `.tsv`, `.csv`, a folder of the
+            first two).
         image_root: folder that file names in image-text data are relative to; default: the folder of the data.
         split: of image-text data, as in [`load_image_text`].
 
@@ -85,9 +85,10 @@ class PictureList(Sequence):
             )
         else:
             self._rows = list_images(paths)
+            self._captions, metadata = captions_of_folders(paths)
             sidecars = [sidecar for image in self._rows if (sidecar := sidecar_of(image)).is_file()]
-            self.has_captions = bool(sidecars)
-            files = [*self._rows, *sidecars]
+            self.has_captions = bool(sidecars or self._captions)
+            files = [*self._rows, *sidecars, *metadata]
         self.not_downloaded = report.skipped
         self.fingerprint = _fingerprint(files, image_root, split)
         self.file_states = picture_file_states(self._rows) if data else ""
@@ -98,7 +99,9 @@ class PictureList(Sequence):
     def __getitem__(self, number: int) -> Picture:
         row = self._rows[number]
         if not self._are_rows:
-            captions = sidecar_captions(row) if self.has_captions else None
+            captions = None
+            if self.has_captions:
+                captions = self._captions.get(os.path.abspath(row)) or sidecar_captions(row)
             return Picture(id=_printable(str(row)), source=row, captions=captions)
         name = row.get("id")
         return Picture(id=str(number if name is None else name), source=row["image"], captions=row["captions"])
@@ -251,18 +254,16 @@ def _printable(text: str) -> str:
 
 def _holds_data(path: str | Path) -> bool:
     path, suffix = Path(path), Path(path).suffix.lower()
-    if path.is_dir():  # of shards, unless there are pictures; and of pictures whose captions a file of metadata has
-        if next(images_below(path), None) is None:
-            return bool(_data_files(path))
-        return any(next(path.rglob(name), None) for name in METADATA_FILES)
-    return suffix.startswith(DATA_SUFFIXES)
+    if path.is_dir():  # of shards, unless there are pictures
+        return next(images_below(path), None) is None and bool(_data_files(path))
+    return suffix in DATA_SUFFIXES or suffix.startswith(TABLE_SUFFIXES)
 
 
 def _data_files(path: Path) -> list[Path]:
     """A file of data, or those in a folder."""
     if not path.is_dir():
         return [path]
-    files = sorted(file for kind in ("*.parquet", "*.tar", *METADATA_FILES) for file in path.rglob(kind))
+    files = sorted(file for kind in ("*.parquet", "*.tar") for file in path.rglob(kind))
     for file in files:
         if file.suffix == ".parquet" and "codes" in _columns_of(file):
             raise ValueError(f"{path} holds data and, in {file}, codes: put what is written into another folder.")

@@ -61,7 +61,8 @@ def open_language_model(
 
     Args:
         name: folder or Hub id of a text model (OPT or Llama, which is extended by the visual tokens) or of a SEED
-            language model, which both get new LoRA weights; or the folder of an adapter to go on from.
+            language model, which both get new LoRA weights; or folder or Hub id of an adapter that `save_adapter`
+            wrote (it says which model it is for), to go on from.
         image_tokenizer, image_processor: whose codes it reads and writes.
         lora: of new LoRA weights; an adapter's stay as they are.
         dtype: of the frozen weights; what is trained is float32.

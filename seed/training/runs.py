@@ -20,19 +20,9 @@ logger = logging.getLogger(__name__)
 
 # Beside the checkpoints: of which run they are.
 RUN_FILE = "run.json"
-# What a run may go on with otherwise than it began: what is lowered or lengthened after it diverged, and how often it
-# logs and saves.
+# What a run may go on with otherwise than it began: what is lowered or lengthened after it diverged.
 MAY_CHANGE = {
-    f"recipe.training.{name}"
-    for name in (
-        "learning_rate",
-        "warmup_steps",
-        "max_grad_norm",
-        "bf16",
-        "logging_steps",
-        "save_steps",
-        "save_total_limit",
-    )
+    f"recipe.training.{name}" for name in ("learning_rate", "warmup_steps", "max_grad_norm", "bf16", "save_total_limit")
 }
 # Of a run's values, how many examples its steps have: with another number of processes they would begin elsewhere.
 STEP = "examples per step"

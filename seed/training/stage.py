@@ -27,7 +27,7 @@ from .feature_cache import build_feature_cache
 from .recipes import StageRecipe, load_recipe
 from .runs import STEP, check_run, last_checkpoint, process_state, recipe_values, steps_of
 from .text_features import TextFeatures
-from .trainer import SeedTrainer, training_arguments
+from .trainer import SeedTrainer, refuse_data_parallel, training_arguments
 
 
 def parse_arguments(
@@ -56,7 +56,9 @@ def parse_arguments(
     for option, text in (extra or {}).items():
         parser.add_argument(option, required=True, help=text)
     keep_freed_memory()  # before the features are computed
-    return parser.parse_args()
+    parsed = parser.parse_args()
+    refuse_data_parallel()
+    return parsed
 
 
 def read_recipe(path: str) -> StageRecipe:
@@ -128,7 +130,8 @@ def open_sources(
         dataset = load_image_text(path, split=split, image_root=arguments.image_root)
         identity = _identity(dataset)
         memory = Path(arguments.output) / f"usable_rows-{number}.json"
-        rows = _usable_rows_once(dataset, identity, memory)
+        resumes = last_checkpoint(Path(arguments.output) / "checkpoints") is not None
+        rows = _usable_rows_once(dataset, identity, memory, resumes)
         if len(rows) < len(dataset):  # whoever resumes needs the same ones
             identity = hashlib.sha256(f"{identity} {rows}".encode()).hexdigest()
         dataset = dataset.select(rows)
@@ -166,17 +169,24 @@ def _identity(dataset) -> str:
     return digest.hexdigest()
 
 
-def _usable_rows_once(dataset, identity: str, memory: Path) -> list[int]:
-    """`_usable_rows`, remembered in a file of the run's folder, so that resuming does not open every picture again."""
-    identity = hashlib.sha256(f"{identity} {picture_file_states(dataset)}".encode()).hexdigest()
+def _usable_rows_once(dataset, identity: str, memory: Path, resumes: bool = False) -> list[int]:
+    """
+    `_usable_rows`, remembered in a file of the run's folder, so that resuming does not open every picture again.
+
+    Args:
+        resumes: a run that goes on keeps its rows, also where files of pictures have changed or gone since: those that
+            do not open any more are replaced one by one (see [`RunDataset`]).
+    """
+    known = {"identity": identity, "files": picture_file_states(dataset)}
     with process_state().main_process_first():
         if memory.exists():
             found = json.loads(memory.read_text(encoding="utf-8"))
-            if found["identity"] == identity:
-                return found["rows"]
+            rows = found.pop("rows")
+            if found == known or resumes and found["identity"] == identity:
+                return rows
         rows = _usable_rows(dataset)
         memory.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(memory, json.dumps({"identity": identity, "rows": rows}))
+        write_atomically(memory, json.dumps(known | {"rows": rows}))
         return rows
 
 

@@ -12,7 +12,12 @@ from transformers import Trainer, TrainingArguments
 
 from ..hardware import has_fast_bfloat16, keep_freed_memory
 from ..quantization_seed import codebook_usage
-from .runs import last_checkpoint
+from .runs import last_checkpoint, process_state
+
+_ONE_MODEL_PER_PROCESS = (
+    "FSDP, DeepSpeed and one process on several GPUs (DataParallel) are not supported. Several GPUs: DDP, a process "
+    "for each (torchrun --nproc_per_node N, or accelerate launch --multi_gpu); or show one alone (CUDA_VISIBLE_DEVICES=0)."
+)
 
 
 def training_arguments(output: str | Path, training: dict[str, Any], **settings) -> TrainingArguments:
@@ -33,6 +38,12 @@ def training_arguments(output: str | Path, training: dict[str, Any], **settings)
     return TrainingArguments(output_dir=str(output), max_steps=1, **values, **settings)
 
 
+def refuse_data_parallel() -> None:
+    """As `require_one_model_per_process`, before the hours that a feature cache may take."""
+    if process_state().num_processes == 1 and torch.cuda.device_count() > 1:
+        raise ValueError(_ONE_MODEL_PER_PROCESS)
+
+
 class TrainingDivergedError(RuntimeError):
     """A loss or weight is not finite. Nothing was saved since the checkpoint that the message names."""
 
@@ -50,11 +61,7 @@ class FiniteTrainer(Trainer):
                 processes, and what is saved is the main process's own.
         """
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1:
-            raise ValueError(
-                "FSDP, DeepSpeed and one process on several GPUs (DataParallel) are not supported. Several GPUs: DDP, "
-                "a process for each (torchrun --nproc_per_node N, or accelerate launch --multi_gpu); or show one alone "
-                "(CUDA_VISIBLE_DEVICES=0)."
-            )
+            raise ValueError(_ONE_MODEL_PER_PROCESS)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)

@@ -11,6 +11,8 @@ from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
     Blip2ForImageTextRetrieval,
+    Blip2Processor,
+    BlipImageProcessorPil,
     OPTConfig,
 )
 
@@ -125,6 +127,8 @@ def test_stage_one_begins_from_it(converted):
 
 def test_precision_is_what_is_asked_for(source, tmp_path):
     convert_blip2(source, tmp_path / "half", dtype=torch.float16)
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    assert config["dtype"] == config["vision_config"]["dtype"] == "float16"
     tensors = load_file(tmp_path / "half" / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
 
@@ -192,6 +196,16 @@ def test_a_tokenizer_of_more_words_than_the_text_branch_reads_is_refused(source,
 
     with pytest.raises(ValueError, match="has 9 entries, the text branch 8 rows"):
         convert_blip2(broken(source, tmp_path / "in", change), tmp_path / "out")
+
+
+def test_the_processors_image_token_needs_no_row(source, tmp_path):
+    """transformers' processor adds it to the tokenizer; older checkpoints' text branch was not made longer for it."""
+    words = "embeddings.word_embeddings.weight"
+    folder = broken(source, tmp_path / "in", lambda tensors: tensors.update({words: tensors[words][:9].clone()}))
+    processor = Blip2Processor(BlipImageProcessorPil(), AutoTokenizer.from_pretrained(folder), num_query_tokens=7)
+    processor.save_pretrained(folder)
+    assert len(AutoTokenizer.from_pretrained(folder)) == 10
+    assert convert_blip2(folder, tmp_path / "out").qformer_config.vocab_size == 9
 
 
 def test_an_output_that_is_something_else_stays(source, tmp_path):

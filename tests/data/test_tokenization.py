@@ -216,14 +216,28 @@ def test_captions_beside_pictures_are_kept(tokenizer, folder, tmp_path, kind):
     found = PictureList([tmp_path / "in"])
     tokenize_pictures(found, tmp_path / "codes.parquet", *tokenizer, progress=False)
     table = pq.read_table(tmp_path / "codes.parquet")
-    # A picture without captions has codes all the same, unless the metadata leave it out.
-    captions = [["a dog", "some dog"], [], ["a cat"]] if kind == "sidecars" else [["a dog"], ["a cat"]]
-    assert table["captions"].to_pylist() == captions
-    paths = [folder / f"{number:02d}.png" for number in ((5, 6, 7) if kind == "sidecars" else (5, 7))]
+    # A picture without captions has codes all the same.
+    dog = ["a dog", "some dog"] if kind == "sidecars" else ["a dog"]
+    assert table["captions"].to_pylist() == [dog, [], ["a cat"]]
+    paths = [folder / f"{number:02d}.png" for number in (5, 6, 7)]
     assert table["codes"].to_pylist() == expected_codes(tokenizer, paths).tolist()
-    if kind == "sidecars":
-        (tmp_path / "in" / "06.txt").write_text("a cow")
-        assert PictureList([tmp_path / "in"]).fingerprint != found.fingerprint
+    assert table["id"].to_pylist() == [str(tmp_path / "in" / path.name) for path in paths]
+    (tmp_path / "in" / "06.txt").write_text("a cow")
+    assert PictureList([tmp_path / "in"]).fingerprint != found.fingerprint
+    assert PictureList([tmp_path / "in"])[1].captions == ["a cow"]
+
+
+def test_metadata_of_something_else_are_passed_over(folder, tmp_path, caplog):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        shutil.copy(folder / "05.png", tmp_path / name)
+    (tmp_path / "one" / "metadata.csv").write_text("name,size\n05.png,12\n")
+    found = PictureList([tmp_path / "one", tmp_path / "two"])
+    assert len(found) == 2 and not found.has_captions and found[0].captions is None
+    assert "metadata.csv" in caplog.text and "Captions are not taken from there" in caplog.text
+    (tmp_path / "two" / "metadata.csv").write_text("file_name,caption\n05.png,a dog\n")
+    found = PictureList([tmp_path / "one", tmp_path / "two"])
+    assert [picture.captions for picture in found] == [[], ["a dog"]]
 
 
 def test_hash_follows_what_makes_codes_and_nothing_else(seed_repository, tokenizer):

@@ -123,6 +123,13 @@ def test_a_run_that_resumes_does_not_open_every_picture_again(tmp_path, monkeypa
     assert stage._usable_rows_once(dataset, "of others", memory) == [0, 1]
     (tmp_path / "b.png").write_bytes(b"broken again")
     assert stage._usable_rows_once(dataset, "of others", memory) == [0]
+    # A run that goes on keeps its rows: a picture that is lost meanwhile does not make it another run.
+    assert stage._usable_rows_once(dataset, "of a run", memory) == [0]
+    PICTURES[0].save(tmp_path / "b.png")
+    (tmp_path / "a.png").unlink()
+    assert stage._usable_rows_once(dataset, "of a run", memory, resumes=True) == [0]
+    assert stage._usable_rows_once(dataset, "of a run", memory) == [1]
+    PICTURES[0].save(tmp_path / "a.png")
     monkeypatch.setattr(stage, "load_image", lambda source: PICTURES[0])
     other = dataset.remove_columns("id").add_column("id", ["a", "c"])
     assert stage._usable_rows_once(other, stage._identity(other), memory) == [0, 1]
