@@ -302,7 +302,7 @@ def test_text_to_image_bad_input(drawing, whole, monkeypatch):
     pinned = SeedProcessor.from_pretrained(drawing.model.name_or_path, revision="v1", cache_dir="cache")
     asked = {}
     monkeypatch.setattr(SeedPipeline, "from_pretrained", lambda name, **options: asked.update(options) or whole)
-    assert SeedTextToImagePipeline(model=drawing.model, processor=pinned).drawer is whole
+    assert SeedTextToImagePipeline(model=drawing.model, processor=pinned).drawer.vae is whole.vae
     assert (asked["revision"], asked["cache_dir"]) == ("v1", "cache")
     shared = SeedTextToImagePipeline(
         model=tiny_language_model(), processor=tiny_processor(), decoder=make_seed_pipeline()

@@ -6,7 +6,7 @@
 # DATA           the folder that build_emoji.py wrote, with train.parquet and the val and test splits
 # OUTPUT         metrics and predictions go to OUTPUT/SPLIT
 # BIDIRECTIONAL  the control of stage I, for the first row: what examples/train_stage1.py makes of the pretrained
-#                Q-Former by recipes/stage1/tiny_bidirectional.yaml and then tiny_bidirectional_second.yaml
+#                Q-Former by recipes/stage1/tiny_bidirectional.yaml, then _second, _third and _fourth
 set -eu
 data=$1 output=$2
 

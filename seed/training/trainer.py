@@ -16,7 +16,8 @@ from .runs import last_checkpoint, process_state
 
 _ONE_MODEL_PER_PROCESS = (
     "FSDP, DeepSpeed and one process on several GPUs (DataParallel) are not supported. Several GPUs: DDP, a process "
-    "for each (torchrun --nproc_per_node N, or accelerate launch --multi_gpu); or show one alone (CUDA_VISIBLE_DEVICES=0)."
+    "for each (torchrun --nproc_per_node N, or accelerate launch "
+    "--multi_gpu); or show one alone (CUDA_VISIBLE_DEVICES=0)."
 )
 
 
