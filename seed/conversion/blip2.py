@@ -22,6 +22,7 @@ from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
 from ..repository_seed import fetch, read_json
 from .checkpoint_files import check_output, check_tensors, new_folder, write_safetensors
+from .seed1 import BERT_LAYER
 
 IGNORED = {
     r"itm_head\..*": "BLIP-2's matching head, which SEED does not use",
@@ -34,24 +35,8 @@ _PARAMETERS = {
     "qformer.word_embeddings.weight": "embeddings.word_embeddings.weight",
     "qformer.position_embeddings.weight": "embeddings.position_embeddings.weight",
 }
-_QFORMER_LAYER = {
-    "self_attn.q_proj": "attention.attention.query",
-    "self_attn.k_proj": "attention.attention.key",
-    "self_attn.v_proj": "attention.attention.value",
-    "self_attn.out_proj": "attention.output.dense",
-    "self_attn_layer_norm": "attention.output.LayerNorm",
-    "cross_attn.q_proj": "crossattention.attention.query",
-    "cross_attn.k_proj": "crossattention.attention.key",
-    "cross_attn.v_proj": "crossattention.attention.value",
-    "cross_attn.out_proj": "crossattention.output.dense",
-    "cross_attn_layer_norm": "crossattention.output.LayerNorm",
-    "query_mlp.fc1": "intermediate_query.dense",
-    "query_mlp.fc2": "output_query.dense",
-    "query_mlp_layer_norm": "output_query.LayerNorm",
-    "text_mlp.fc1": "intermediate.dense",
-    "text_mlp.fc2": "output.dense",
-    "text_mlp_layer_norm": "output.LayerNorm",
-}
+# transformers calls BERT's `self` `attention`.
+_QFORMER_LAYER = {ours: theirs.replace(".self.", ".attention.") for ours, theirs in BERT_LAYER.items()}
 # What Blip2QFormerConfig and SeedQFormerConfig both have.
 _QFORMER_SETTINGS = (
     "hidden_size",

@@ -54,7 +54,8 @@ _VIT_BLOCK = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-_QFORMER_LAYER = {
+# Of both Q-Formers, as BERT names its layers; `blip2` knows them, too.
+BERT_LAYER = {
     "self_attn.q_proj": "attention.self.query",
     "self_attn.k_proj": "attention.self.key",
     "self_attn.v_proj": "attention.self.value",
@@ -108,10 +109,10 @@ _MODULES = {
 }
 _LAYERS = {
     "vision_model.encoder.layers": (VIT + "blocks", _VIT_BLOCK),
-    "qformer.layers": ("Qformer.bert.encoder.layer", _QFORMER_LAYER),
+    "qformer.layers": ("Qformer.bert.encoder.layer", BERT_LAYER),
     "reconstruction_decoder.blocks": ("blocks", _DECODER_BLOCK),
     "generation_decoder.blocks": ("blocks_text", _DECODER_BLOCK),
-    "reverse_qformer.layers": ("Reverse_Qformer.bert.encoder.layer", _QFORMER_LAYER),
+    "reverse_qformer.layers": ("Reverse_Qformer.bert.encoder.layer", BERT_LAYER),
 }
 
 
@@ -496,4 +497,4 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-__all__ = ["Seed1Checkpoint", "add_arguments", "convert_seed1", "main", "register", "seed1_config"]
+__all__ = ["BERT_LAYER", "Seed1Checkpoint", "add_arguments", "convert_seed1", "main", "register", "seed1_config"]

@@ -214,11 +214,11 @@ def _detect(paths: list[Path], image_column: str | None = None) -> str:
     if first.is_dir():
         if any(next(first.rglob(name), None) for name in METADATA_FILES):
             return "imagefolder"
-        tables = next(first.rglob("*.parquet"), None)
+        table = next(first.rglob("*.parquet"), None)
         shards = next(first.rglob("*.tar"), None) is not None
         # img2dataset puts a table about each shard, or each folder of pictures, beside it.
-        if tables is not None and not (
-            _is_table_without_pictures(tables, image_column) and (shards or next(images_below(first), None) is not None)
+        if table is not None and not (
+            _is_table_without_pictures(table, image_column) and (shards or next(images_below(first), None) is not None)
         ):
             return "parquet"
         return "webdataset" if shards else "imagefolder"

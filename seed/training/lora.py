@@ -149,7 +149,7 @@ def load_adapter(model: SeedLanguageModelMixin, name: str | Path, trainable: boo
     if stored["code_embeddings"]:
         model.add_code_embeddings()
     own = _vocabulary(model)
-    known = own if stored.get("base_model") else stored
+    known = own if stored.get("base_model") else stored  # all of it, if `save_adapter` wrote it
     differing = [key for key in own if key in known and stored.get(key) != own[key]]
     if differing:
         raise ValueError(

@@ -124,13 +124,13 @@ def open_sources(
 ) -> list[PictureSource]:
     """Opens `--data` and `--extra-data`, and their feature caches where `--feature-cache` asks for them."""
     sources = []
+    resumes = last_checkpoint(Path(arguments.output) / "checkpoints") is not None
     named = [(path, arguments.split, recipe.data.views) for path in arguments.data]
     named += [(path, None, recipe.data.extra_views) for path in arguments.extra_data]
     for number, (path, split, views) in enumerate(named):
         dataset = load_image_text(path, split=split, image_root=arguments.image_root)
         identity = _identity(dataset)
         memory = Path(arguments.output) / f"usable_rows-{number}.json"
-        resumes = last_checkpoint(Path(arguments.output) / "checkpoints") is not None
         rows = _usable_rows_once(dataset, identity, memory, resumes)
         if len(rows) < len(dataset):  # whoever resumes needs the same ones
             identity = hashlib.sha256(f"{identity} {rows}".encode()).hexdigest()
