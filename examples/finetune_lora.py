@@ -23,12 +23,14 @@ from seed.data.augmentation import augment
 from seed.data.codes import CodesMetadata
 from seed.data.image_text import SkipReport, iter_valid, load_image_text
 from seed.data.tokenization import load_image_tokenizer
+from seed.evaluation.decoding import LENGTH_PENALTY, MAX_CAPTION_TOKENS, NUM_BEAMS
 from seed.evaluation.sheets import plain_letters
 from seed.language_tasks import draw_prompts
 from seed.pipeline_seed import load_language_model
 from seed.training.language_examples import LanguageFile, load_language_recipe, write_views
 from seed.training.language_stage import check_output, run_language_stage, save_language_model
 from seed.training.lora import open_language_model
+from seed.training.runs import require_one_process
 
 SHOWN = 6  # pictures on the sheet
 CELL, LINE, MARGIN = 128, 18, 8
@@ -38,15 +40,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of pictures and captions, or other image-text data")
     parser.add_argument("--split", help="of --data, where it holds several")
+    parser.add_argument("--image-root", help="folder of the pictures that JSON, Parquet files and tables name")
     parser.add_argument("--output", required=True, type=Path, help="folder for the fine-tuned repository")
     parser.add_argument("--model", default=default_model(), help="SEED repository (default: seed-tiny)")
     parser.add_argument("--recipe", default=Path(__file__).parent / "recipes" / "finetune" / "tiny.yaml", type=Path)
     parser.add_argument("--views", type=int, default=8, help="of each picture, the picture itself included")
     arguments = parser.parse_args()
     check_output(arguments.output, arguments.model)
+    require_one_process()
 
     report = SkipReport()
-    examples = list(iter_valid(load_image_text(arguments.data, split=arguments.split), report))
+    data = load_image_text(arguments.data, split=arguments.split, image_root=arguments.image_root)
+    examples = list(iter_valid(data, report))
     print(report.summary())
     if not examples:
         raise ValueError(f"{arguments.data} has no picture with a caption.")
@@ -106,12 +111,11 @@ def tokenize_views(images: list[Image.Image], views: int, model, processor) -> t
 
 
 def caption(model, processor, codes: torch.LongTensor) -> list[str]:
-    """A caption of each picture, by the paper's prompt, the likeliest word each time."""
-    written = []
-    for row in codes:
-        prompt = processor.caption_prompts(codes=row[None]).to(model.device)
-        ids = model.generate(**prompt, generation_mode="text", max_new_tokens=24, do_sample=False)
-        written.append(processor.batch_decode(ids[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)[0])
+    """A caption of each picture, by the paper's prompt, as `seed caption` writes them."""
+    prompts = processor.caption_prompts(codes=codes).to(model.device)
+    options = {"max_new_tokens": MAX_CAPTION_TOKENS, "num_beams": NUM_BEAMS, "length_penalty": LENGTH_PENALTY}
+    ids = model.generate(**prompts, generation_mode="text", do_sample=False, **options)
+    written = processor.batch_decode(ids[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in written]
 
 

@@ -23,6 +23,7 @@ from seed.training.runs import (
     kept_tokenizer,
     last_checkpoint,
     recipe_values,
+    require_one_process,
     steps_of,
     vocabulary_hash,
 )
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder for the model and its checkpoints")
     parser.add_argument("--max-steps", type=int, help="length of the run, instead of the recipe's epochs")
     args = parser.parse_args()
+    require_one_process()
 
     recipe = load_text_model_recipe(args.recipe)
     seed = recipe.training.get("seed", 42)

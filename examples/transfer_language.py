@@ -9,15 +9,18 @@ examples/train_language.py.
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from seed import SeedProcessor
-from seed.data.codes import read_codes
+from seed.data.codes import check_made_by, read_codes
+from seed.data.provenance import replace_into
 from seed.data.tokenization import load_image_tokenizer
 from seed.repository_seed import DECODER_FOLDER, IMAGE_TOKENIZER_FOLDER, point_to
+from seed.training.language_stage import check_output
 from seed.training.transfer import transfer_codes
 
 
@@ -29,6 +32,7 @@ def main() -> None:
     parser.add_argument("--new-codes", required=True, action="append", help="of the same pictures, by the new one")
     parser.add_argument("--output", required=True, type=Path)
     arguments = parser.parse_args()
+    check_output(arguments.output, arguments.model)
 
     image_tokenizer, image_processor = load_image_tokenizer(arguments.image_tokenizer)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
@@ -40,8 +44,8 @@ def main() -> None:
         if files[0].ids != files[1].ids:
             raise ValueError(f"{paths[0]} and {paths[1]} hold other pictures, or in another order.")
         for path, file, which in zip(paths, files, codes):
-            if file.metadata is not None and file.metadata.image_tokenizer != made_by[which]:
-                raise ValueError(f"{path}: the {which} image tokenizer did not make these codes.")
+            if made_by[which] is not None:
+                check_made_by(path, made_by[which])
             codes[which].append(file.codes)
     unseen = transfer_codes(model, image_tokenizer, torch.cat(codes["old"]), torch.cat(codes["new"]))
     print(f"{unseen} of {size} new codes stand in none of these pictures.")
@@ -52,8 +56,11 @@ def main() -> None:
     processor.image_repository = point_to(arguments.image_tokenizer, IMAGE_TOKENIZER_FOLDER, arguments.output)
     processor.decoder_repository = point_to(arguments.image_tokenizer, DECODER_FOLDER, arguments.output)
     processor.name_or_path = None  # its pointers start at the output
-    model.save_pretrained(arguments.output)
-    processor.save_pretrained(arguments.output)
+    partial = arguments.output / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    replace_into(partial, arguments.output)
 
 
 if __name__ == "__main__":

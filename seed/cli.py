@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__, default_model
-from .command_line import add_decoder_option, choose_device, noise_seed, positive, scale
+from .command_line import (
+    add_decoder_option,
+    add_max_new_tokens_option,
+    choose_device,
+    noise_seed,
+    positive,
+    scale,
+)
+from .evaluation.decoding import MAX_ANSWER_TOKENS, MAX_CAPTION_TOKENS
 from .hardware import keep_freed_memory
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -131,6 +139,7 @@ def _add_reconstruct(verbs) -> None:
 def _add_caption(verbs) -> None:
     parser = verbs.add_parser("caption", help="words for pictures")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
+    add_max_new_tokens_option(parser, MAX_CAPTION_TOKENS)
     _add_model_options(parser)
     parser.set_defaults(func=run_caption)
 
@@ -139,6 +148,7 @@ def _add_ask(verbs) -> None:
     parser = verbs.add_parser("ask", help="a short answer to a question about a picture")
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("question", metavar="QUESTION")
+    add_max_new_tokens_option(parser, MAX_ANSWER_TOKENS)
     _add_model_options(parser)
     parser.set_defaults(func=run_ask)
 
@@ -296,7 +306,8 @@ def _require_words(name: str, text: str) -> None:
 def _language_model(args: argparse.Namespace):
     from .evaluation.language_model import EvaluatedLanguageModel
 
-    return EvaluatedLanguageModel(args.model or default_model(), _device(args), dtype=_dtype(args))
+    name = args.model or default_model()
+    return EvaluatedLanguageModel(name, _device(args), dtype=_dtype(args), max_new_tokens=args.max_new_tokens)
 
 
 def _pipeline(args: argparse.Namespace, **options):

@@ -39,10 +39,23 @@ def add_decoder_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decoder", metavar="MODEL", help="another Stable Diffusion 1.x model to draw with")
 
 
-def add_picture_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", help="of --data, where it cannot be told from the name (coco, karpathy, ...)")
+def add_image_root_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-root", metavar="DIR", help="folder of the pictures that JSON, Parquet files and tables name"
+    )
+
+
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", help="of --data, where it cannot be told from the name (coco, karpathy, ...)")
+    add_image_root_option(parser)
+
+
+def add_max_new_tokens_option(parser: argparse.ArgumentParser, default: int) -> None:
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive,
+        default=default,
+        help="longer ones are cut, perhaps within a sentence (default: %(default)s)",
     )
 
 
@@ -77,7 +90,9 @@ def choose_device(name: str | None):
 
 __all__ = [
     "add_decoder_option",
+    "add_image_root_option",
     "add_judged_drawing_options",
+    "add_max_new_tokens_option",
     "add_picture_options",
     "choose_device",
     "noise_seed",

@@ -84,6 +84,7 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
             default = question_chat_template(question_prompt, caption_prompt)
             chat_template = {"default": default, "instruction": INSTRUCTION_CHAT_TEMPLATE}
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        tokenizer.padding_side = "left"  # for generation; transformers' pipelines pad by what the tokenizer says
         self.boi_token_id = _check_visual_tokens(tokenizer, codebook_size)
         self.eoi_token_id = self.boi_token_id + 1
         self.first_code_token_id = self.boi_token_id + 2

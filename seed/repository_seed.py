@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePath
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.utils import HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
 DECODER_FOLDER = "decoder"
@@ -114,6 +114,8 @@ def push_folder(
     """
     api = HfApi()
     repo_id = api.create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+    if revision is not None and not revision.startswith("refs/pr"):
+        _create_branch(api, repo_id, revision, token, create_pr)
     with tempfile.TemporaryDirectory() as folder:
         save(folder)
         commit = api.upload_folder(
@@ -126,6 +128,15 @@ def push_folder(
             create_pr=create_pr,
         )
     return str(commit)
+
+
+def _create_branch(api: HfApi, repo_id: str, branch: str, token: bool | str | None, create_pr: bool) -> None:
+    try:
+        api.create_branch(repo_id, branch=branch, token=token, exist_ok=True)
+    except HfHubHTTPError as error:
+        # Somebody else's repository, to which a pull request may go nevertheless.
+        if not (create_pr and error.response is not None and error.response.status_code == 403):
+            raise
 
 
 def settled_name(name: str | Path) -> str:

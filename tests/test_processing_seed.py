@@ -5,10 +5,12 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from tiny_language import make_language_repository, tiny_processor, tiny_text_tokenizer
 from tiny_repository import make_seed_model, make_seed_pipeline, pictures
 from transformers import AutoProcessor, AutoTokenizer
@@ -545,6 +547,31 @@ def test_what_is_pushed_is_whole(tmp_path, monkeypatch):
     assert [name for name, _ in uploaded] == ["me/mine", "me/mine"]
     for _, files in uploaded:
         assert {"decoder", "image_tokenizer", "processor_config.json", "tokenizer.json"} <= set(files)
+
+
+@pytest.mark.parametrize("status, create_pr", [(None, False), (403, True), (403, False), (500, True)])
+def test_a_push_makes_the_branch_it_goes_to(tmp_path, monkeypatch, status, create_pr):
+    """As transformers does: the Hub refuses files for a branch that does not exist."""
+    branches = {"main"}
+
+    def create_branch(api, repo_id, *, branch, exist_ok, **options):
+        if status is not None:
+            raise HfHubHTTPError("refused", response=httpx.Response(status, request=httpx.Request("POST", "https://x")))
+        branches.add(branch)
+
+    def upload_folder(api, *, revision, create_pr, **options):
+        assert revision in branches or create_pr
+        return f"commit to {revision}"
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda api, repo_id, **options: SimpleNamespace(repo_id=f"me/{repo_id}"))
+    monkeypatch.setattr(HfApi, "create_branch", create_branch)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    processor = tiny_processor(tmp_path)
+    if status in (None, 403) and (create_pr or status is None):
+        assert processor.push_to_hub("mine", revision="v2", create_pr=create_pr) == "commit to v2"
+    else:
+        with pytest.raises(HfHubHTTPError, match="refused"):
+            processor.push_to_hub("mine", revision="v2", create_pr=create_pr)
 
 
 def test_saving_asks_the_hub_as_loading_did(language_repository, tmp_path, monkeypatch):

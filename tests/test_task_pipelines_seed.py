@@ -324,7 +324,11 @@ def test_text_to_image_saves_and_pushes_a_whole_repository(language_repository, 
         def create_repo(self, repo_id, private, token, exist_ok):
             return SimpleNamespace(repo_id=f"user/{repo_id}")
 
+        def create_branch(self, repo_id, branch, **options):
+            self.branch = branch
+
         def upload_folder(self, repo_id, folder_path, revision, **options):
+            assert revision == self.branch
             shutil.copytree(folder_path, uploaded)
             return f"https://hub/{repo_id}/{revision}"
 
@@ -368,6 +372,22 @@ def test_captions_and_answers(reading, whole):
     texts = ["<image>A photo of", "<image>Question: What is it? Short answer"]
     both = reading(images=[picture, picture], text=texts, **options)
     assert [result["generated_text"] for result in both] == [caption, answer]
+
+
+def test_batches_of_transformers_own_pipelines_are_padded_on_the_left(reading, tmp_path, language_repository):
+    chats = [
+        [{"role": "user", "content": [{"type": "image", "image": pictures(1)[0]}, *words]}]
+        for words in ([], [{"type": "text", "text": "Which colour is the circle beside the big dog?"}])
+    ]
+    options = {"max_new_tokens": 5, "return_full_text": False}
+    alone = [reading(text=chat, **options)[0]["generated_text"] for chat in chats]
+    together = reading(text=chats, batch_size=2, **options)
+    assert [result[0]["generated_text"] for result in together] == alone and alone[0] != alone[1]
+    # So it is in a repository whose tokenizer was saved with the text model's own setting.
+    shutil.copytree(language_repository, tmp_path / "older")
+    stored = tmp_path / "older" / "tokenizer_config.json"
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | {"padding_side": "right"}))
+    assert SeedProcessor.from_pretrained(tmp_path / "older").tokenizer.padding_side == "left"
 
 
 def test_any_to_any(language_repository, whole):

@@ -113,6 +113,26 @@ def _read_ids(column: pa.ChunkedArray) -> list[str]:
     return [f"row {row}" if name is None else name for row, name in enumerate(names)]
 
 
+def check_made_by(path: str | Path, image_tokenizer_hash: str) -> None:
+    """
+    Raises:
+        ValueError: the Parquet file does not say which image tokenizer made its codes, or another one did than that of
+            the hash ([`SeedModel.codes_hash`]).
+    """
+    made_by = (read_metadata(path) or {}).get("image_tokenizer")
+    if made_by is None:
+        raise ValueError(
+            f"{path} does not say which image tokenizer made its codes. Make them with `seed tokenize` or "
+            "examples/build_codes.py, or stamp them with seed.data.codes.stamp_codes."
+        )
+    if made_by != image_tokenizer_hash:
+        raise ValueError(
+            f"{path}: an image tokenizer with weights {made_by[:12]}... made these codes; the model is for "
+            f"{image_tokenizer_hash[:12]}..., to which they mean other things. Tokenise the pictures again with that "
+            "one."
+        )
+
+
 def stamp_codes(data: pa.Table | str | Path, output: str | Path, metadata: CodesMetadata) -> None:
     """
     Writes a table of one's own (questions, documents, conversations) with what made its codes, all or nothing, so that

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from .codes import CodesMetadata, codes_schema, read_codes, read_metadata
+from .codes import CodesMetadata, check_made_by, codes_schema, read_codes
 from .colors import COLORS, dominant_color
-from .image_text_sources import caption_list
+from .image_text_sources import caption_list, image_path
 
 # What the emoji's categories are called in answers; `Component` (parts of emoji) is asked nothing about.
 CATEGORIES = {
@@ -183,6 +183,7 @@ class QuestionFile:
     Args:
         path: a Parquet file, or a folder of them.
         split: the file's name without ".parquet", in a folder.
+        image_root: folder of the pictures that the file names by paths; the file's own if None.
 
     Attributes:
         questions: dicts of `question`, `answers`, `kind`, and `picture`, a number.
@@ -191,10 +192,10 @@ class QuestionFile:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a column is missing, or there are no questions.
+        ValueError: a column is missing, or there are no questions; a picture outside of `image_root`.
     """
 
-    def __init__(self, path: str | Path, split: str | None = None):
+    def __init__(self, path: str | Path, split: str | None = None, image_root: str | Path | None = None):
         self.path = _file_of(Path(path), split)
         found = pq.read_schema(self.path).names
         answers = "answers" if "answers" in found else "answer"
@@ -206,18 +207,20 @@ class QuestionFile:
                 "need `question`, `answers` (or `answer`), and `image` or `codes`."
             )
         columns = ["question", answers, picture, *(name for name in ("id", "kind") if name in found)]
-        rows = pq.read_table(self.path, columns=columns).to_pylist()
+        root = self.path.parent if image_root is None else Path(image_root)
         self._has_codes = picture == "codes"
         numbers: dict[str, int] = {}
         self.pictures, self.questions, self._first_rows = [], [], []
-        for number, row in enumerate(rows):
+        number = -1
+        for number, row in enumerate(_rows(self.path, columns)):
             given = caption_list(row[answers])
             if not given or not caption_list(row["question"]):
                 continue
-            key = _picture_key(row[picture])
+            shown = row[picture] if self._has_codes else _picture(row[picture], root, self.path)
+            key = json.dumps(shown) if self._has_codes else _picture_key(shown)
             if key not in numbers:
                 numbers[key] = len(numbers)
-                self.pictures.append(row[picture])
+                self.pictures.append(shown)
                 self._first_rows.append(number)
             self.questions.append(
                 {
@@ -230,8 +233,8 @@ class QuestionFile:
             )
         if not self.questions:
             raise ValueError(f"{self.path}: holds no questions.")
-        if left_out := len(rows) - len(self.questions):
-            print(f"{self.path}: {left_out} of {len(rows)} rows have no question or no answer and are left out.")
+        if left_out := number + 1 - len(self.questions):
+            print(f"{self.path}: {left_out} of {number + 1} rows have no question or no answer and are left out.")
         self.codes = None
 
     def check_codes(self, image_tokenizer_hash: str | None, codebook_size: int, num_codes: int):
@@ -239,16 +242,12 @@ class QuestionFile:
         The codes of the distinct pictures, `(pictures, num_codes)`; None if the file holds pictures.
 
         Raises:
-            ValueError: codes of another image tokenizer, or out of range.
+            ValueError: codes of another image tokenizer, or that do not say which made them, or out of range.
         """
         if not self._has_codes:
             return None
-        made_by = (read_metadata(self.path) or {}).get("image_tokenizer")
-        if made_by is not None and image_tokenizer_hash is not None and made_by != image_tokenizer_hash:
-            raise ValueError(
-                f"{self.path}: its codes were made by the image tokenizer {made_by[:12]}, this model's is "
-                f"{image_tokenizer_hash[:12]}. Make the file again with this model (examples/build_questions.py)."
-            )
+        if image_tokenizer_hash is not None:
+            check_made_by(self.path, image_tokenizer_hash)
         self.codes = read_codes(self.path, codebook_size, num_codes).codes[self._first_rows]
         return self.codes
 
@@ -271,10 +270,23 @@ def _file_of(path: Path, split: str | None) -> Path:
     return path
 
 
-def _picture_key(picture) -> str:
-    if isinstance(picture, dict):
-        return hashlib.sha256(picture.get("bytes") or str(picture.get("path")).encode()).hexdigest()
-    return json.dumps(picture)
+def _rows(path: Path, columns: list[str]) -> Iterator[dict]:
+    """A few rows at a time: those of one picture repeat its bytes, which are to be kept once."""
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=256, columns=columns):
+        yield from batch.to_pylist()
+
+
+def _picture(value, root: Path, source: Path) -> dict:
+    """A picture as `datasets` stores it, as bytes or as a path relative to `root`."""
+    value = {"bytes": value} if isinstance(value, bytes) else {"path": value} if isinstance(value, str) else value or {}
+    content, path = value.get("bytes"), value.get("path")
+    if content is None and path:
+        path = image_path(root, root, path, source)
+    return {"bytes": content, "path": path}
+
+
+def _picture_key(picture: dict) -> str:
+    return hashlib.sha256(picture["bytes"] or str(picture["path"]).encode()).hexdigest()
 
 
 __all__ = ["QuestionFile", "easy_vqa_questions", "emoji_questions", "write_questions"]

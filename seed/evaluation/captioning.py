@@ -6,13 +6,14 @@ nearest to the codes' feature, both by the image tokenizer's own contrastive hea
 model's captions of other pictures.
 """
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..data.image_text_sources import caption_list
-from .decoding import MAX_CAPTION_TOKENS
 from .language_model import EvaluatedLanguageModel, settings_of
 from .metrics import bootstrap_interval
 from .pictures import Picture, PictureSet, distinct_texts, text_key
@@ -20,6 +21,7 @@ from .report import format_table, provenance, write_json, write_parquet
 from .scores import choose, interval_text, load_metrics, others, score_captions
 from .sheets import SheetCell, save_sheet, sheet_rows
 
+PREDICTIONS_FILE = "caption_predictions.parquet"
 LANGUAGE_MODEL, RETRIEVAL, SHUFFLED = "language model", "nearest training name", "shuffled"
 PAPER_NOTE = (
     "The paper's COCO captioning (other data and sizes, not comparable): CIDEr 119.0, BLEU@4 34.6, METEOR 28.4 for "
@@ -35,9 +37,18 @@ class NearestName:
     Args:
         model: whose image tokenizer gives both features.
         names: to choose from, those of the training pictures.
+
+    Raises:
+        FileNotFoundError, ValueError: the image tokenizer lacks the reconstruction decoder, the text branch or the
+            text tokenizer.
     """
 
     def __init__(self, model: EvaluatedLanguageModel, names: list[str]):
+        if not model.tokenizer.model.config.use_reconstruction_decoder:
+            raise ValueError(
+                f"The image tokenizer of {model.name} has no reconstruction decoder, by which the retrieval captioner "
+                "compares codes with names; leave --train-data out to score the language model alone."
+            )
         self.names = distinct_texts(names)
         self.features = model.tokenizer.encode_texts(self.names)
 
@@ -85,6 +96,11 @@ def evaluate_captions(
     retrieval = NearestName(model, training_names(train_pictures)) if train_pictures else None
     found, captions, codes = _caption(pictures, rows, model, retrieval, batch_size)
     names = _names_of(pictures, found)
+    # Hours of work on large sets, kept whatever the scorers do (METEOR is a Java program).
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    predictions = _predictions(found, names, codes, captions)
+    write_parquet(output / PREDICTIONS_FILE, predictions)
     shuffled = others([text_key(names[number][0]) for number in range(len(found))], model.seed)
     captions[SHUFFLED] = [captions[LANGUAGE_MODEL][other] for other in shuffled]
     targets = names if references == "names" else [picture.captions for picture in found]
@@ -106,7 +122,7 @@ def evaluate_captions(
         "models": {"model": model.describe()},
         "settings": {
             "prompt": model.processor.caption_prompt,
-            "max_new_tokens": MAX_CAPTION_TOKENS,
+            "max_new_tokens": model.max_caption_tokens,
             "generation": settings_of(model) | model.text_options,
             "seed": model.seed,
             "limit": limit,
@@ -115,7 +131,12 @@ def evaluate_captions(
         **provenance(),
         "paper": PAPER_NOTE,
     }
-    _write(Path(output), report, found, names, codes, captions, results)
+    for label, scores in results.items():
+        for number, row in enumerate(predictions):
+            row[label] = captions[label][number]
+            row[f"{label} CIDEr"] = scores["cider_each"][number]
+            row[f"{label} is a name"] = bool(scores["each_is_a_name"][number])
+    _write(output, report, predictions, _sheet(pictures, predictions, model.seed))
     print(summary(report))
     return report
 
@@ -127,7 +148,11 @@ def _caption(
     retrieval: NearestName | None,
     batch_size: int,
 ) -> tuple[list[Picture], dict[str, list[str]], torch.LongTensor]:
-    """The pictures that could be opened, their captions by each captioner, and their codes."""
+    """
+    The pictures that could be opened, their captions by each captioner, and their codes.
+
+    Without their images: thousands of photographs would not fit into memory.
+    """
     found, codes, captions = [], [], {LANGUAGE_MODEL: []}
     for batch in pictures.batches(batch_size, rows=rows, description="captioning"):
         encoded = model.tokenizer.encode_images([picture.image for picture in batch])
@@ -135,7 +160,7 @@ def _caption(
         if retrieval:
             captions.setdefault(RETRIEVAL, []).extend(retrieval.caption(encoded.code_features))
         codes.append(encoded.codes)
-        found += batch
+        found += [replace(picture, image=None) for picture in batch]
     return found, captions, torch.cat(codes)
 
 
@@ -163,30 +188,31 @@ def _differences(results: dict, seed: int) -> dict | None:
     return differences
 
 
-def _write(
-    output: Path,
-    report: dict,
-    found: list[Picture],
-    names: list[list[str]],
-    codes: torch.LongTensor,
-    captions: dict[str, list[str]],
-    results: dict,
-) -> None:
-    """Predictions first, so that metrics never stand without them."""
-    output.mkdir(parents=True, exist_ok=True)
+def _predictions(
+    found: list[Picture], names: list[list[str]], codes: torch.LongTensor, captions: dict[str, list[str]]
+) -> list[dict]:
+    """A row for each picture, without scores yet."""
     rows = []
     for number, picture in enumerate(found):
         row = {"row": picture.row, "id": picture.id, "names": names[number], "captions": picture.captions}
         row["codes"] = codes[number].tolist()
-        for label, texts in captions.items():
-            row[label] = texts[number]
-            row[f"{label} CIDEr"] = results[label]["cider_each"][number]
-            row[f"{label} is a name"] = bool(results[label]["each_is_a_name"][number])
-        rows.append(row)
-    write_parquet(output / "caption_predictions.parquet", rows)
-    shown = sheet_rows(len(found), report["settings"]["seed"])
-    cells = [SheetCell(found[i].image, captions[LANGUAGE_MODEL][i] or "(nothing)", names[i][0]) for i in shown]
-    save_sheet(cells, output / "captions.png")
+        rows.append(row | {label: texts[number] for label, texts in captions.items()})
+    return rows
+
+
+def _sheet(pictures: PictureSet, predictions: list[dict], seed: int) -> Iterator[SheetCell]:
+    """The pictures that the seed shows, opened again, with their captions."""
+    shown = {predictions[number]["row"]: predictions[number] for number in sheet_rows(len(predictions), seed)}
+    for batch in pictures.batches(len(shown), rows=list(shown)):
+        for picture in batch:
+            row = shown[picture.row]
+            yield SheetCell(picture.image, row[LANGUAGE_MODEL] or "(nothing)", row["names"][0])
+
+
+def _write(output: Path, report: dict, predictions: list[dict], cells: Iterator[SheetCell]) -> None:
+    """Predictions first, so that metrics never stand without them."""
+    write_parquet(output / PREDICTIONS_FILE, predictions)
+    save_sheet(list(cells), output / "captions.png")
     write_json(output / "caption.json", report)
 
 

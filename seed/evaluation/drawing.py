@@ -195,9 +195,11 @@ def evaluate_drawings(
         What `draw.json` holds.
 
     Raises:
-        ValueError: fewer than two names, which leave nothing to shuffle.
+        ValueError: fewer than two names, which leave nothing to shuffle; an image tokenizer that the language model was
+            not trained with.
     """
     load_metrics("drawing_similarity")
+    model.processor.set_image_tokenizer(drawer.pipeline.image_tokenizer)  # refuses one it was not trained with
     judged_sets = [judge_pictures(each, judge, batch_size, cache) for each in (pictures, *further_pictures)]
     training = judge_pictures(train_pictures, judge, batch_size, cache) if train_pictures else None
     everything = [*judged_sets, *([training] if training else [])]

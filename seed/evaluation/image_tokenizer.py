@@ -23,14 +23,14 @@ class EncodedImages:
     """
     Args:
         embedding_features: `(batch, projection_dim)` of the last causal embedding, or, of a bidirectional Q-Former,
-            `(batch, num_queries, projection_dim)`.
+            `(batch, num_queries, projection_dim)`; None without a text branch, which has the projection.
         code_features: `(batch, projection_dim)` of the codes, through the reconstruction decoder; None without a
-            codebook or without that decoder.
+            codebook, that decoder or a text branch.
         codes: `(batch, num_codes)`; None without a codebook.
         pooled: `(batch, vision_dim)`, L2-normalised mean of the frozen vision model's patch features.
     """
 
-    embedding_features: torch.Tensor
+    embedding_features: torch.Tensor | None
     code_features: torch.Tensor | None
     codes: torch.Tensor | None
     pooled: torch.Tensor
@@ -38,22 +38,41 @@ class EncodedImages:
 
 class EvaluatedTokenizer:
     """
-    A [`SeedModel`] in float32 (codes that are scored are made in float32).
+    A [`SeedModel`] in float32 (codes that are scored are made in float32). Texts need its text branch and its text
+    tokenizer, codes do not.
 
     Args:
         name: a SEED repository, or an image tokenizer's own folder or Hub id.
         device: where it runs.
 
     Raises:
-        FileNotFoundError: no image tokenizer, or no text tokenizer beside it.
+        FileNotFoundError: no image tokenizer.
     """
 
     def __init__(self, name: str | Path, device: str | torch.device = "cpu"):
         self.name = str(name)
         folder = resolve_image_tokenizer(name)
+        self._folder = folder
         self.model = SeedModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
         self.image_processor = SeedImageProcessorPil.from_pretrained(folder)
-        self.text_tokenizer = _load_text_tokenizer(folder)
+        self._text_tokenizer = None
+
+    def load_text_tokenizer(self):
+        """
+        That of the text branch, loaded when first asked for.
+
+        Raises:
+            FileNotFoundError: the folder holds none.
+            ValueError: there is no text branch.
+        """
+        if not self.model.config.use_text_branch:
+            raise ValueError(
+                f"{self._folder} has no text branch, with which texts are compared. Make it again with one: `seed "
+                "convert seed1` takes it from the checkpoint where that holds it."
+            )
+        if self._text_tokenizer is None:
+            self._text_tokenizer = _load_text_tokenizer(self._folder)
+        return self._text_tokenizer
 
     @property
     def causal(self) -> bool:
@@ -74,23 +93,24 @@ class EvaluatedTokenizer:
         pixel_values = self.image_processor(list(images), return_tensors="pt")["pixel_values"].to(model.device)
         vision_features = model.get_vision_features(pixel_values)
         embeddings = model.get_causal_embeddings(vision_features=vision_features)
-        codes = code_features = None
+        codes = features = code_features = None
         if self.has_codes:
             codes = model.get_image_tokens(causal_embeddings=embeddings)
-            if model.config.use_reconstruction_decoder:
+            if model.config.use_reconstruction_decoder and model.config.use_text_branch:
                 code_features = model.get_image_features(codes=codes).cpu()
             codes = codes.cpu()
         pooled = torch.nn.functional.normalize(vision_features.float().mean(dim=1), dim=-1)
-        features = model.get_image_features(causal_embeddings=embeddings)
-        return EncodedImages(features.cpu(), code_features, codes, pooled.cpu())
+        if model.config.use_text_branch:
+            features = model.get_image_features(causal_embeddings=embeddings).cpu()
+        return EncodedImages(features, code_features, codes, pooled.cpu())
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
         """L2-normalised features of texts, `(texts, projection_dim)`, on the CPU."""
         length = min(MAX_TEXT_LENGTH, self.model.config.qformer_config.max_position_embeddings)
-        parts = []
+        tokenizer, parts = self.load_text_tokenizer(), []
         for start in range(0, len(texts), batch_size):
-            inputs = self.text_tokenizer(
+            inputs = tokenizer(
                 list(texts[start : start + batch_size]),
                 padding=True,
                 truncation=True,
@@ -107,8 +127,9 @@ def _load_text_tokenizer(folder: Path):
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{folder} has no text tokenizer, which retrieval needs. Save the one of its text branch there; the "
-            "released SEED's is bert-base-uncased with the added token [DEC] (`seed convert seed1 --text-tokenizer`)."
+            f"{folder} has no text tokenizer, with which texts are compared. Save the one of its text branch there; "
+            "the released SEED's is bert-base-uncased with the added token [DEC] (`seed convert seed1 "
+            "--text-tokenizer`)."
         ) from error
 
 

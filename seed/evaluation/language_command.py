@@ -2,8 +2,16 @@
 
 import argparse
 
-from ..command_line import add_judged_drawing_options, add_picture_options, noise_seed, positive
-from .decoding import LENGTH_PENALTY, NUM_BEAMS
+from ..command_line import (
+    add_image_root_option,
+    add_judged_drawing_options,
+    add_max_new_tokens_option,
+    add_picture_options,
+    noise_seed,
+    positive,
+    scale,
+)
+from .decoding import LENGTH_PENALTY, MAX_ANSWER_TOKENS, MAX_CAPTION_TOKENS, NUM_BEAMS
 
 
 def add_language_tasks(tasks) -> None:
@@ -22,7 +30,7 @@ def _add_caption(tasks) -> None:
     )
     _add_common(parser, "pictures and captions, see seed.data", batch_size=32)
     add_picture_options(parser)
-    _add_beams(parser)
+    _add_decoding(parser, MAX_CAPTION_TOKENS)
     parser.add_argument(
         "--references", choices=["captions", "names"], default="captions", help="what COCO's metrics compare with"
     )
@@ -37,11 +45,13 @@ def _add_vqa(tasks) -> None:
         "or a folder of them, with `question`, `answers`, and `image` or `codes` (examples/build_questions.py).",
     )
     _add_common(parser, "questions, see seed.data.questions", batch_size=64)
-    _add_beams(parser)
+    add_image_root_option(parser)
+    _add_decoding(parser, MAX_ANSWER_TOKENS)
     parser.set_defaults(func=run_vqa)
 
 
-def _add_beams(parser: argparse.ArgumentParser) -> None:
+def _add_decoding(parser: argparse.ArgumentParser, max_new_tokens: int) -> None:
+    add_max_new_tokens_option(parser, max_new_tokens)
     parser.add_argument("--num-beams", type=positive, default=NUM_BEAMS, help="1 is greedy (default: %(default)s)")
     parser.add_argument(
         "--length-penalty",
@@ -65,10 +75,10 @@ def _add_draw(tasks) -> None:
     add_judged_drawing_options(parser)
     parser.add_argument("--judge-cache", metavar="DIR", help="keep the judge's features of real pictures there")
     parser.add_argument(
-        "--token-guidance-scale", type=float, help="guidance on tokens, 1 is off (default: the model's setting)"
+        "--token-guidance-scale", type=scale, help="guidance on tokens, 1 is off (default: the model's setting)"
     )
     parser.add_argument(
-        "--temperature", type=float, help="sample codes; 0 takes the likeliest (default: the model's setting)"
+        "--temperature", type=scale, help="sample codes; 0 takes the likeliest (default: the model's setting)"
     )
     parser.add_argument("--top-p", type=float, help="sample codes from the likeliest only (needs a temperature)")
     parser.set_defaults(func=run_draw)
@@ -94,7 +104,7 @@ def run_caption(args: argparse.Namespace) -> int:
     evaluate_captions(
         picture_set(args, args.split),
         args.output,
-        _language_model(args, num_beams=args.num_beams, length_penalty=args.length_penalty),
+        _writing_model(args),
         train_pictures=training_pictures(args),
         references=args.references,
         limit=args.limit,
@@ -108,10 +118,10 @@ def run_vqa(args: argparse.Namespace) -> int:
     from .question_answering import evaluate_questions
 
     evaluate_questions(
-        QuestionFile(args.data, args.split),
+        QuestionFile(args.data, args.split, args.image_root),
         args.output,
-        _language_model(args, num_beams=args.num_beams, length_penalty=args.length_penalty),
-        train=QuestionFile(args.train_data, args.train_split) if args.train_data else None,
+        _writing_model(args),
+        train=QuestionFile(args.train_data, args.train_split, args.image_root) if args.train_data else None,
         limit=args.limit,
         batch_size=args.batch_size,
     )
@@ -141,6 +151,12 @@ def run_draw(args: argparse.Namespace) -> int:
         cache=args.judge_cache,
     )
     return 0
+
+
+def _writing_model(args: argparse.Namespace):
+    return _language_model(
+        args, num_beams=args.num_beams, length_penalty=args.length_penalty, max_new_tokens=args.max_new_tokens
+    )
 
 
 def _language_model(args: argparse.Namespace, **options):

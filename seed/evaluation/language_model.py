@@ -29,10 +29,12 @@ class EvaluatedLanguageModel:
         temperature: for drawing: 0 takes the likeliest code each time, more samples; the processor's setting if None.
         top_p: for drawing, at a temperature above 0: samples from the likeliest codes only.
         seed: of sampling.
+        max_new_tokens: of a caption or answer, what is longer is cut; None for `MAX_CAPTION_TOKENS` and
+            `MAX_ANSWER_TOKENS`.
 
     Raises:
         ValueError: the repository holds another kind of model, or none, or a processor that was not made for it; a
-            negative temperature; top_p at temperature 0.
+            negative temperature; top_p at temperature 0, or not within 0 .. 1.
     """
 
     def __init__(
@@ -46,8 +48,13 @@ class EvaluatedLanguageModel:
         top_p: float | None = None,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
+        max_new_tokens: int | None = None,
     ):
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"top_p is {top_p}; expected a share above 0 and up to 1.")
         self.name, self.device, self.seed = str(name), device, seed
+        self.max_caption_tokens = max_new_tokens or MAX_CAPTION_TOKENS
+        self.max_answer_tokens = max_new_tokens or MAX_ANSWER_TOKENS
         if not has_language_model(name):
             raise ValueError(
                 f"{name} has no language model (no config.json of one): pass the folder or Hub id of a SEED repository "
@@ -98,11 +105,11 @@ class EvaluatedLanguageModel:
 
     def caption(self, codes: torch.LongTensor) -> list[str]:
         """Captions by the paper's prompt; codes: `(pictures, num_codes)`."""
-        return self._write(self.processor.caption_prompts(codes=codes), MAX_CAPTION_TOKENS)
+        return self._write(self.processor.caption_prompts(codes=codes), self.max_caption_tokens)
 
     def answer(self, codes: torch.LongTensor, questions: Sequence[str]) -> list[str]:
         """Answers by the paper's prompt; codes: `(questions, num_codes)`, of the picture that each is about."""
-        return self._write(self.processor.question_prompts(questions, codes=codes), MAX_ANSWER_TOKENS)
+        return self._write(self.processor.question_prompts(questions, codes=codes), self.max_answer_tokens)
 
     def draw_codes(self, prompts: Sequence[str], seed: int) -> torch.LongTensor:
         """

@@ -18,14 +18,14 @@ class Picture:
         id: the data's own id, else the row.
         name: the column `name` if the data has it, else the first caption.
         captions: all of them.
-        image: RGB.
+        image: RGB; None where it has been used and is not to be kept.
     """
 
     row: int
     id: str
     name: str
     captions: list[str]
-    image: Image.Image
+    image: Image.Image | None
 
 
 class PictureSet:

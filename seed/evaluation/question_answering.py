@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 
 from ..data.image_text import SkipReport, iter_valid
 from ..data.questions import QuestionFile
-from .decoding import MAX_ANSWER_TOKENS
 from .language_model import EvaluatedLanguageModel, settings_of
 from .metrics import bootstrap_interval
 from .pictures import text_key
@@ -118,7 +117,7 @@ def evaluate_questions(
         "models": {"model": model.describe()},
         "settings": {
             "prompt": model.processor.question_prompt,
-            "max_new_tokens": MAX_ANSWER_TOKENS,
+            "max_new_tokens": model.max_answer_tokens,
             "generation": settings_of(model) | model.text_options,
             "seed": model.seed,
             "limit": limit,

@@ -138,7 +138,8 @@ def evaluate_retrieval(
 
     Raises:
         ValueError: `bidirectional` names a causal model, or `model` a bidirectional one beside it; no picture can be
-            used.
+            used; a model without text branch.
+        FileNotFoundError: a model without text tokenizer.
     """
     tokenizers = [EvaluatedTokenizer(model, device)]
     if bidirectional is not None:
@@ -150,6 +151,8 @@ def evaluate_retrieval(
                 f"{bidirectional} has a causal Q-Former; the bidirectional row wants qformer_config.causal false: what "
                 "examples/train_qformer.py or `seed convert blip2` makes."
             )
+    for tokenizer in tokenizers:
+        tokenizer.load_text_tokenizer()  # or says what is missing, before the pictures are encoded
     encoded = _encode(tokenizers, pictures, batch_size, with_texts=texts)
     side = collect_texts(encoded["texts"])
     results = {}

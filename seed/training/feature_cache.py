@@ -67,7 +67,7 @@ def build_feature_cache(
     views: int = 1,
     augment: Augmentation | None = None,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = 32,
     autocast: bool | None = None,
     identity: str = "",
     log: Callable[[str], None] = print,

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import Dataset
 
-from ..data.codes import CodesMetadata, codes_schema, read_codes, read_metadata
+from ..data.codes import CodesMetadata, check_made_by, codes_schema, read_codes, read_metadata
 from .recipes import build_recipe, check_training, read_yaml
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ TASKS = {
     "instruction": "messages",
     "text": "text",
 }
+# Those whose codes stand in a column of their own.
+_WITH_CODES = ("caption", "drawing", "question")
 # Marks a file of views; its values number the views of a picture, 0 is the picture itself.
 VIEW_COLUMN = "view"
 # Of the frozen weights: the setting of `TrainingArguments` that computes in it.
@@ -59,7 +61,8 @@ class LanguageRecipe:
         training: keyword arguments of transformers' `TrainingArguments`, and `bf16: auto`, see
             [`training_arguments`]; `per_device_train_batch_size` counts examples.
         tasks: how often every row comes per epoch as `caption` (image to text), `drawing` (text to image), `question`,
-            `document`, `instruction` or `text` (words alone, so that the model keeps its prose); 0.5: every second one.
+            `document`, `instruction` or `text` (words alone, so that the model keeps its prose); 0.5: every second one;
+            at least one row does.
         capacity: tokens to a packed row.
         lora: see [`LoraRecipe`].
         caption_dropout: share of the drawing examples without caption, from which guidance on tokens learns.
@@ -164,11 +167,15 @@ class LanguageFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"{path}: no such file.")
-        stored = read_metadata(self.path)
+        read_metadata(self.path)  # says so if it is no Parquet file
         columns = pq.read_schema(self.path).names
         self.tasks = [task for task, column in TASKS.items() if column in columns]
+        without = [task for task in self.tasks if task in _WITH_CODES and "codes" not in columns]
+        if without and without != self.tasks:  # conversations that have a title, say
+            logger.warning("%s has no column 'codes'. This file serves no %s examples.", path, " and ".join(without))
+            self.tasks = [task for task in self.tasks if task not in without]
         if self.tasks != ["text"]:
-            _check_provenance(self.path, stored, image_tokenizer_hash)
+            check_made_by(self.path, image_tokenizer_hash)
         if not self.tasks:
             raise ValueError(
                 f"{path}: has the columns {', '.join(columns)}; expected captions, question, segments, messages or "
@@ -179,7 +186,7 @@ class LanguageFile:
             wanted |= {"answer", "answers"}
         self.table = pq.read_table(self.path, columns=[name for name in columns if name in wanted])
         self.codes, ids = None, np.arange(len(self.table))
-        if {"captions", "question"} & set(columns):
+        if {"captions", "question"} & wanted:
             file = read_codes(self.path, codebook_size, num_codes)
             self.codes = file.codes.numpy().astype(np.int32)
             if VIEW_COLUMN in columns and "question" not in columns:  # several questions about one picture are no views
@@ -294,11 +301,10 @@ class LanguageDataset(Dataset):
                     f"The recipe asks for {task} examples, but none of {[str(file.path) for file in files]} has rows "
                     f"with a column {TASKS[task]!r}. Pass such a file, or take the task out of the recipe."
                 )
-        counts = [round(recipe.tasks[task] * int(self.offsets[task][-1])) for task in self.tasks]
+        # At least one, however few rows there are: a task that the recipe names is not to vanish.
+        counts = [max(1, round(recipe.tasks[task] * int(self.offsets[task][-1]))) for task in self.tasks]
         self.slots = np.cumsum([0, *counts])
         self.epoch_length = int(self.slots[-1])
-        if not self.epoch_length:
-            raise ValueError("The recipe's tasks have such small weights that an epoch holds no example.")
         self.examples = self.epoch_length if examples is None else examples
         self._warned: set[str] = set()
         self._orders: dict[tuple[int, ...], np.ndarray] = {}
@@ -423,20 +429,6 @@ def _has_words(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 def _with_words(texts: Sequence[str | None]) -> list[str]:
     return [text for text in texts if text and text.strip()]
-
-
-def _check_provenance(path: Path, stored: dict | None, expected: str) -> None:
-    made_by = (stored or {}).get("image_tokenizer")
-    if made_by is None:
-        raise ValueError(
-            f"{path} does not say which image tokenizer made its codes. Make them with `seed tokenize` or "
-            "examples/build_codes.py, or stamp them with seed.data.codes.stamp_codes."
-        )
-    if made_by != expected:
-        raise ValueError(
-            f"{path}: an image tokenizer with weights {made_by[:12]}... made these codes; the model is for "
-            f"{expected[:12]}..., to which they mean other things. Tokenise the pictures again with that one."
-        )
 
 
 def _group(ids: np.ndarray, rows: np.ndarray) -> list[np.ndarray] | np.ndarray:

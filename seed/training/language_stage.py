@@ -9,7 +9,7 @@ from peft import PeftModel
 from ..data.provenance import replace_into
 from ..modeling_seed_language import SeedLanguageModelMixin
 from ..processing_seed import SeedProcessor
-from ..repository_seed import DECODER_FOLDER, IMAGE_TOKENIZER_FOLDER, point_to
+from ..repository_seed import DECODER_FOLDER, IMAGE_TOKENIZER_FOLDER, fetch, point_to, read_settings
 from .language_examples import LanguageDataset, LanguageFile, LanguageRecipe
 from .lora import merge, save_adapter
 from .packing import PackingCollator
@@ -99,7 +99,8 @@ def save_language_model(
     Args:
         base_model: folder or Hub id of the frozen model.
         image_tokenizer: SEED repository or image tokenizer, to which the new repository points, and to its decoder: by
-            relative paths to folders, or by Hub ids.
+            relative paths to folders, or by Hub ids. Where the processor does not say how to draw with that decoder
+            (guidance, number of steps), this repository does.
 
     Returns:
         The merged model; `model` is used up, and `processor` is now that of `output`.
@@ -108,6 +109,11 @@ def save_language_model(
     processor.image_repository = point_to(image_tokenizer, IMAGE_TOKENIZER_FOLDER, output)
     # None where an image tokenizer of its own is given: the model captions and answers without.
     processor.decoder_repository = point_to(image_tokenizer, DECODER_FOLDER, output)
+    if processor.decoder_repository is not None:
+        settings = read_settings(fetch(image_tokenizer, {}, ["*.json"]))
+        for name in ("guidance_scale", "num_inference_steps"):
+            if getattr(processor, name) is None:
+                setattr(processor, name, settings.get(name))
     processor.name_or_path = None  # its pointers start at `output`, wherever it is saved first
     save_adapter(model, output / "adapter", base_model)
     merged = merge(model).eval()

@@ -54,6 +54,17 @@ def process_state() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
 
 
+def require_one_process() -> None:
+    """
+    For scripts that share no work between processes, each of which would write the same files.
+
+    Raises:
+        ValueError: this is one of several.
+    """
+    if (count := process_state().num_processes) > 1:
+        raise ValueError(f"This script runs in one process, and {count} were started; start it with python alone.")
+
+
 def last_checkpoint(folder: str | Path) -> str | None:
     """
     The last checkpoint in a folder that was written whole, None if there is none.

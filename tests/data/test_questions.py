@@ -14,6 +14,7 @@ from tiny_repository import pictures
 
 from seed.data.codes import CodesMetadata, codes_schema
 from seed.data.colors import dominant_color
+from seed.data.images import load_image
 from seed.data.questions import QuestionFile, easy_vqa_questions, emoji_questions, write_questions
 
 
@@ -138,14 +139,48 @@ def test_questions_without_words_are_left_out_and_counted(tmp_path, capsys):
         QuestionFile(path)
 
 
+@pytest.mark.parametrize("kind", ["bytes", "path", "struct"])
+def test_pictures_are_read_as_in_other_data(tmp_path, kind):
+    """As bytes, or by paths relative to the file (or to `image_root`), wherever the process runs."""
+    (tmp_path / "here").mkdir()
+    contents = [png(image)["bytes"] for image in (drawing(*UNCLEAR["half and half"]), Image.new("RGB", (8, 8), "red"))]
+    for number, content in enumerate(contents):
+        (tmp_path / "here" / f"{number}.png").write_bytes(content)
+    numbers = [0, 1, 0]
+    columns = {
+        "bytes": [contents[number] for number in numbers],
+        "path": [f"{number}.png" for number in numbers],
+        "struct": [{"bytes": None, "path": f"{number}.png"} for number in numbers],
+    }
+    table = pa.table({"question": ["what?"] * 3, "answer": ["a", "b", "c"], "image": columns[kind]})
+    pq.write_table(table, tmp_path / "here" / "q.parquet")
+    pq.write_table(table, tmp_path / "q.parquet")
+    for found in (QuestionFile(tmp_path / "here" / "q.parquet"), QuestionFile(tmp_path, None, tmp_path / "here")):
+        assert [row["picture"] for row in found.questions] == numbers
+        opened = [np.asarray(load_image(picture)) for picture in found.pictures]
+        for pixels, content in zip(opened, contents, strict=True):
+            assert np.array_equal(pixels, Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def test_pictures_outside_of_the_folder_are_refused(tmp_path):
+    (tmp_path / "here").mkdir()
+    columns = {"question": ["what?"], "answer": ["a"], "image": ["../other.png"]}
+    pq.write_table(pa.table(columns), tmp_path / "here" / "q.parquet")
+    with pytest.raises(ValueError, match="outside of"):
+        QuestionFile(tmp_path / "here" / "q.parquet")
+
+
 def test_codes_stand_in_place_of_pictures(tmp_path):
     metadata = CodesMetadata("abc", "def", "float32", codebook_size=8, num_codes=2)
     path = tmp_path / "q.parquet"
     write_questions(emoji_questions(emoji()), path, {"noto/1": [7, 0]}, metadata)
     found = QuestionFile(path)
     assert found.check_codes("abc", 8, 2).tolist() == [[7, 0]]
-    with pytest.raises(ValueError, match="image tokenizer abc"):
+    with pytest.raises(ValueError, match="weights abc.* the model is for other"):
         found.check_codes("other", 8, 2)
+    pq.write_table(pq.read_table(path).replace_schema_metadata(), tmp_path / "unstamped.parquet")
+    with pytest.raises(ValueError, match="does not say which image tokenizer"):
+        QuestionFile(tmp_path / "unstamped.parquet").check_codes("abc", 8, 2)
     with pytest.raises(ValueError, match="out of range"):
         found.check_codes("abc", 4, 2)
     with pytest.raises(ValueError, match="no codes"):

@@ -335,6 +335,9 @@ def test_bad_options_say_what_to_do(repository, seed_repository, emoji, tmp_path
     args = run("draw", "--model", repository, *options, "--temperature", 0, "--top-p", 0.9)
     with pytest.raises(ValueError, match="top_p is 0.9 at temperature 0"):
         args.func(args)
+    args = run("draw", "--model", repository, *options, "--temperature", 1, "--top-p", 1.5)
+    with pytest.raises(ValueError, match="top_p is 1.5"):
+        args.func(args)
     args = run("draw", "--model", repository, *options, "--limit", 1)
     with pytest.raises(ValueError, match="at least 2"):
         args.func(args)
@@ -350,9 +353,10 @@ def test_bad_options_say_what_to_do(repository, seed_repository, emoji, tmp_path
     for file in (repository / "image_tokenizer").iterdir():
         if not (tmp_path / "moved" / "image_tokenizer" / file.name).exists():
             (tmp_path / "moved" / "image_tokenizer" / file.name).symlink_to(file)
-    args = run("caption", "--model", tmp_path / "moved", *options)
-    with pytest.raises(ValueError, match="hash"):
-        args.func(args)
+    for task in ("caption", "draw"):
+        args = run(task, "--model", tmp_path / "moved", *options)
+        with pytest.raises(ValueError, match="hash"):
+            args.func(args)
     # A language model that its repository's processor was not made for.
     config = json.loads((repository / "config.json").read_text()) | {"image_tokenizer_hash": "0" * 64}
     (tmp_path / "moved" / "config.json").unlink()
@@ -388,6 +392,63 @@ def test_a_checkpoint_that_samples_captions_as_any_other(repository, tmp_path):
         expected = EvaluatedLanguageModel(repository, num_beams=beams).caption(codes)
         model = EvaluatedLanguageModel(tmp_path / "sampling", num_beams=beams)
         assert model.model.generation_config.do_sample and model.caption(codes) == expected
+
+
+def edited_tokenizer(repository, folder, **config):
+    """A copy of the repository whose image tokenizer lacks parts and its text tokenizer."""
+    shutil.copytree(repository, folder)
+    model = SeedModel.from_pretrained(folder / "image_tokenizer", **config)
+    shutil.rmtree(folder / "image_tokenizer")
+    model.save_pretrained(folder / "image_tokenizer")
+    (folder / "image_tokenizer" / "preprocessor_config.json").write_bytes(
+        (repository / "image_tokenizer" / "preprocessor_config.json").read_bytes()
+    )
+    return folder
+
+
+def test_captions_and_answers_need_no_text_branch(repository, emoji, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    bare = edited_tokenizer(repository, tmp_path / "bare", use_text_branch=False)
+    options = ["--data", emoji, "--split", "test"]
+    _, expected = evaluate("caption", tmp_path / "whole", "--model", repository, *options)
+    _, rows = evaluate("caption", tmp_path / "out", "--model", bare, *options)
+    assert [row["language model"] for row in rows] == [row["language model"] for row in expected]
+    # The retrieval captioner does need it, and says so before a picture is captioned.
+    monkeypatch.setattr("seed.evaluation.captioning._caption", lambda *_: pytest.fail("captioned in vain"))
+    with_training = ["--train-data", emoji, "--train-split", "train", "--output", tmp_path / "refused"]
+    args = run("caption", "--model", bare, *options, *with_training)
+    with pytest.raises(ValueError, match="no text branch"):
+        args.func(args)
+    args = run("caption", "--model", edited_tokenizer(repository, tmp_path / "mute"), *options, *with_training)
+    with pytest.raises(FileNotFoundError, match="no text tokenizer"):
+        args.func(args)
+    alone = edited_tokenizer(repository, tmp_path / "alone", use_reconstruction_decoder=False)
+    args = run("caption", "--model", alone, *options, *with_training)
+    with pytest.raises(ValueError, match="no reconstruction decoder.*leave --train-data out"):
+        args.func(args)
+
+
+def test_captions_are_kept_where_a_scorer_fails(repository, emoji, tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError("the scorer has died")
+
+    monkeypatch.setattr("seed.evaluation.captioning.score_captions", broken)
+    output = tmp_path / "out"
+    args = run("caption", "--model", repository, "--data", emoji, "--split", "test", "--output", output)
+    with pytest.raises(OSError, match="has died"):
+        args.func(args)
+    rows = pq.read_table(output / "caption_predictions.parquet").to_pylist()
+    assert [row["names"][0] for row in rows] == NAMES and all("language model" in row for row in rows)
+    assert not (output / "caption.json").exists()
+
+
+def test_longer_captions_on_demand(repository, tmp_path):
+    codes = torch.randint(64, (3, 32), generator=torch.Generator().manual_seed(0))
+    short, usual, long = (
+        EvaluatedLanguageModel(repository, num_beams=1, max_new_tokens=count).caption(codes) for count in (2, None, 48)
+    )
+    counts = [max(map(len, texts)) for texts in (short, usual, long)]
+    assert counts[0] < counts[1] < counts[2], "a random model hardly ever stops"
 
 
 def test_names_are_of_the_rows_that_have_some():

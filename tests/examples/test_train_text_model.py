@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +56,14 @@ def test_it_trains_resumes_and_loads(corpus, tmp_path):
     assert model.config.pad_token_id == tokenizer.pad_token_id == 1
     inputs = tokenizer(["apple", "A photo of"], return_tensors="pt", padding=True)
     assert model.generate(**inputs, max_new_tokens=2).shape == (2, inputs.input_ids.shape[1] + 2)
+
+
+def test_several_processes_are_refused(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("seed.training.runs.process_state", lambda: SimpleNamespace(num_processes=2))
+    for script, data in (("train_text_model.py", corpus), ("finetune_lora.py", tmp_path)):
+        with pytest.raises(ValueError, match="runs in one process, and 2 were started"):
+            run_script(script, "--recipe", RECIPES / "smoke.yaml", "--data", data, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_of_another_run_is_not_gone_on_from(corpus, tmp_path):

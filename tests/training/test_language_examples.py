@@ -271,6 +271,7 @@ def test_shipped_recipes_are_valid(path):
             "tiny_seventh": {"question", "text"},
             "tiny_eighth": {"question", "text"},
             "tiny_ninth": {"question", "text"},
+            "tiny_tenth": {"question", "text"},
         }.get(path.stem, set())
     assert set(load_language_recipe(path).tasks) == expected | further
 
@@ -384,6 +385,26 @@ def test_a_row_serves_the_tasks_that_it_has_words_for(tmp_path, processor, caplo
     found = [run[position] for position in range(8)]
     said = Counter(read(processor, example)[2] for example in found if len(example["input_ids"]) > 32)
     assert said == {f"A photo of red {i}": 1 for i in range(4)}
+
+
+def test_a_column_that_needs_codes_is_left_aside_where_there_are_none(tmp_path, processor, caplog):
+    """Conversations often have a column `question`, documents one of `captions`; their codes stand within them."""
+    said = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "a dog"}]
+    with caplog.at_level(logging.WARNING):
+        talk = open_file(write(tmp_path / "talk.parquet", [{"messages": said, "question": "red", "answer": "a dog"}]))
+        prose = open_file(write(tmp_path / "prose.parquet", [{"text": "a dog", "captions": ["a dog"]}]))
+    assert talk.tasks == ["instruction"] and prose.tasks == ["text"]
+    assert "no column 'codes'. This file serves no question examples" in caplog.text
+    assert "serves no caption and drawing examples" in caplog.text
+    assert len(dataset(processor, [talk, prose], {"instruction": 1, "text": 1})[0]["input_ids"]) > 0
+    with pytest.raises(ValueError, match="no column 'codes'"):
+        open_file(write(tmp_path / "alone.parquet", [{"question": "red", "answer": "a dog"}]))
+
+
+def test_a_task_of_small_weight_does_not_vanish(tmp_path, processor):
+    file = open_file(write(tmp_path / "codes.parquet", caption_rows()))
+    run = dataset(processor, [file], {"caption": 1, "drawing": 0.01})
+    assert Counter(read(processor, run[position])[0] for position in range(len(run))) == {"caption": 6, "drawing": 1}
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ def image_tokenizer(tmp_path):
     folder = tmp_path / "seed"
     make_seed_model().save_pretrained(folder / "image_tokenizer")
     SeedImageProcessorPil(size={"height": 28, "width": 28}).save_pretrained(folder / "image_tokenizer")
-    (folder / "processor_config.json").write_text(json.dumps({"decoder": "some/decoder"}))
+    (folder / "processor_config.json").write_text(
+        json.dumps({"decoder": "some/decoder", "guidance_scale": 3.0, "num_inference_steps": 2})
+    )
     return folder
 
 
@@ -73,6 +75,10 @@ def test_pointers_are_relative_and_move_along(tmp_path, image_tokenizer):
     moved = tmp_path / "moved" / "runs" / "out"
     assert SeedProcessor.from_pretrained(moved).load_image_tokenizer().codes_hash() == expected
     assert resolve_image_tokenizer(moved).resolve() == tmp_path / "moved" / "seed" / "image_tokenizer"
+    # How to draw with that decoder comes along, where the language model's own processor says nothing.
+    drawing = ("guidance_scale", "num_inference_steps")
+    given = json.loads((tmp_path / "moved" / "seed" / "processor_config.json").read_text())
+    assert [stored[name] for name in drawing] == [given[name] for name in drawing] == [3.0, 2]
     alone = tmp_path / "moved" / "seed" / "image_tokenizer"
     assert point_to(alone, IMAGE_TOKENIZER_FOLDER, moved) == "../../seed/image_tokenizer"
     assert point_to(alone, DECODER_FOLDER, moved) is None

@@ -94,5 +94,8 @@ def test_the_script_makes_a_repository(renamed, tmp_path):
     with torch.no_grad():
         old, new = (one(ids).logits[:, -1, :FIRST_CODE] for one, ids in zip((before.eval(), model.eval()), prompts))
     torch.testing.assert_close(new, old, atol=1e-3, rtol=1e-4)
-    with pytest.raises(ValueError, match="new.parquet: the old image tokenizer did not make"):
+    assert not list(tmp_path.glob("out/.*"))
+    with pytest.raises(ValueError, match="is the folder of the model"):
+        run_script("transfer_language.py", *command[:-1], tmp_path / "seed", *files)
+    with pytest.raises(ValueError, match="new.parquet: an image tokenizer with weights"):
         run_script("transfer_language.py", *command, "--old-codes", files[3], "--new-codes", files[1])
