@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from seed.hardware import keep_freed_memory
-from seed.training.runs import kept_tokenizer, loaded_hash, vocabulary_hash
+from seed.training.runs import kept_tokenizer, loaded_hash, require_one_process, vocabulary_hash
 
 logger = logging.getLogger("train_stable_diffusion")
 
@@ -281,6 +281,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--stage", choices=["all", "vae", "decoder", "text", "unet"], default="all")
     args = parser.parse_args(arguments)
+    require_one_process()
 
     recipe = load_recipe(args.recipe)
     args.output.mkdir(parents=True, exist_ok=True)

@@ -78,6 +78,7 @@ def build_feature_cache(
     Args:
         images: one function per picture that returns it, so that pictures are opened when their turn comes.
         augment: makes views 1, 2, ... from a picture and a random state.
+        batch_size: views at a time. On a core with AVX2, EfficientNet-Lite0 took 1.4 times as long with 64.
         autocast: bfloat16 arithmetic (its error is far below that of an augmentation); None for where it is faster.
         identity: which pictures they are, e.g. a hash of their ids; stored, and compared when the cache is met again.
 

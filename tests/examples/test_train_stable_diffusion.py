@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,6 +50,13 @@ def trained(script, data, tmp_path_factory):
     output = tmp_path_factory.mktemp("trained")
     script.main(["--recipe", str(SMOKE), "--data", str(data), "--validation", str(data), "--output", str(output)])
     return output
+
+
+def test_several_processes_are_refused(script, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("seed.training.runs.process_state", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ValueError, match="runs in one process, and 2 were started"):
+        script.main(["--recipe", str(SMOKE), "--data", str(data), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_stock_pipeline_draws_from_a_caption(trained):
