@@ -16,6 +16,7 @@ import dataclasses
 import torch
 
 from seed import SeedImageProcessorPil, SeedModel
+from seed.command_line import add_image_root_option
 from seed.data.codes import CodesMetadata
 from seed.hardware import keep_freed_memory
 from seed.repository_seed import resolve_image_tokenizer
@@ -29,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="image-text data")
     parser.add_argument("--split", help="of --data, where it holds several")
-    parser.add_argument("--image-root", help="folder of the pictures that JSON, Parquet files and tables name")
+    add_image_root_option(parser)
     parser.add_argument("--model", required=True, help="SEED repository or image tokenizer")
     parser.add_argument("--views", type=int, required=True, help="of each picture, the picture itself included")
     parser.add_argument("--feature-cache", required=True, help="folder for vision features, as of the training stages")

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import set_seed
 
 from seed import SeedPipeline, default_model
+from seed.command_line import add_image_root_option
 from seed.data.augmentation import augment
 from seed.data.codes import CodesMetadata
 from seed.data.image_text import SkipReport, iter_valid, load_image_text
@@ -40,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of pictures and captions, or other image-text data")
     parser.add_argument("--split", help="of --data, where it holds several")
-    parser.add_argument("--image-root", help="folder of the pictures that JSON, Parquet files and tables name")
+    add_image_root_option(parser)
     parser.add_argument("--output", required=True, type=Path, help="folder for the fine-tuned repository")
     parser.add_argument("--model", default=default_model(), help="SEED repository (default: seed-tiny)")
     parser.add_argument("--recipe", default=Path(__file__).parent / "recipes" / "finetune" / "tiny.yaml", type=Path)

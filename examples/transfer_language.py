@@ -19,8 +19,7 @@ from seed import SeedProcessor
 from seed.data.codes import check_made_by, read_codes
 from seed.data.provenance import replace_into
 from seed.data.tokenization import load_image_tokenizer
-from seed.repository_seed import DECODER_FOLDER, IMAGE_TOKENIZER_FOLDER, point_to
-from seed.training.language_stage import check_output
+from seed.training.language_stage import check_output, point_processor_at
 from seed.training.transfer import transfer_codes
 
 
@@ -45,7 +44,7 @@ def main() -> None:
             raise ValueError(f"{paths[0]} and {paths[1]} hold other pictures, or in another order.")
         for path, file, which in zip(paths, files, codes):
             if made_by[which] is not None:
-                check_made_by(path, made_by[which])
+                check_made_by(path, made_by[which], f"the {which} image tokenizer (--{which}-codes)")
             codes[which].append(file.codes)
     unseen = transfer_codes(model, image_tokenizer, torch.cat(codes["old"]), torch.cat(codes["new"]))
     print(f"{unseen} of {size} new codes stand in none of these pictures.")
@@ -53,9 +52,7 @@ def main() -> None:
     processor = SeedProcessor.from_pretrained(arguments.model)
     processor.image_processor = image_processor
     processor.image_tokenizer_hash = made_by["new"]
-    processor.image_repository = point_to(arguments.image_tokenizer, IMAGE_TOKENIZER_FOLDER, arguments.output)
-    processor.decoder_repository = point_to(arguments.image_tokenizer, DECODER_FOLDER, arguments.output)
-    processor.name_or_path = None  # its pointers start at the output
+    point_processor_at(processor, arguments.image_tokenizer, arguments.output)
     partial = arguments.output / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)

@@ -40,7 +40,7 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
 
     Args:
         image_processor: [`SeedImageProcessor`].
-        tokenizer: of the text model, extended by `extend_tokenizer`.
+        tokenizer: of the text model, extended by `extend_tokenizer`; it is made to pad on the left.
         image_repository, decoder_repository: where the image tokenizer and the Stable Diffusion decoder lie: a folder
             relative to the processor's, or a Hub id. In `processor_config.json` they are called `image_tokenizer` and
             `decoder`, and [`SeedPipeline`] reads them, too. None keeps what a saved file says, or else the default.
@@ -84,8 +84,8 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
             default = question_chat_template(question_prompt, caption_prompt)
             chat_template = {"default": default, "instruction": INSTRUCTION_CHAT_TEMPLATE}
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
-        tokenizer.padding_side = "left"  # for generation; transformers' pipelines pad by what the tokenizer says
         self.boi_token_id = _check_visual_tokens(tokenizer, codebook_size)
+        tokenizer.padding_side = "left"  # for generation; transformers' pipelines pad by what the tokenizer says
         self.eoi_token_id = self.boi_token_id + 1
         self.first_code_token_id = self.boi_token_id + 2
         self.image_repository = image_repository

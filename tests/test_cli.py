@@ -205,6 +205,13 @@ def test_caption_and_ask(language_repository, image, tmp_path, monkeypatch, caps
     assert run("ask", image, "what is it?", "--model", language_repository) == 0
     answer = write(model, processor, processor.question_prompts("what is it?", images=[picture]), 16)
     assert capsys.readouterr().out.strip() == answer
+    for verb, words, prompts in (
+        ("caption", [], processor.caption_prompts(images=[picture])),
+        ("ask", ["what is it?"], processor.question_prompts("what is it?", images=[picture])),
+    ):
+        assert run(verb, image, *words, "--model", language_repository, "--max-new-tokens", 3) == 0
+        short = write(model, processor, prompts, 3)
+        assert " ".join(capsys.readouterr().out.removeprefix(f"{image}:").split()) == " ".join(short.split())
 
 
 def test_draw(language_repository, tmp_path, capsys):

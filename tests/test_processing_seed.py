@@ -572,6 +572,8 @@ def test_a_push_makes_the_branch_it_goes_to(tmp_path, monkeypatch, status, creat
     else:
         with pytest.raises(HfHubHTTPError, match="refused"):
             processor.push_to_hub("mine", revision="v2", create_pr=create_pr)
+    branches.add("refs/pr/3")  # the Hub's own, which nobody makes
+    assert processor.push_to_hub("mine", revision="refs/pr/3") == "commit to refs/pr/3"
 
 
 def test_saving_asks_the_hub_as_loading_did(language_repository, tmp_path, monkeypatch):

@@ -113,21 +113,26 @@ def _read_ids(column: pa.ChunkedArray) -> list[str]:
     return [f"row {row}" if name is None else name for row, name in enumerate(names)]
 
 
-def check_made_by(path: str | Path, image_tokenizer_hash: str) -> None:
+def check_made_by(path: str | Path, image_tokenizer_hash: str, whose: str) -> None:
     """
+    Whether the codes of a Parquet file are those of an image tokenizer.
+
+    Args:
+        image_tokenizer_hash: [`SeedModel.codes_hash`] of it.
+        whose: what needs its codes, for the message.
+
     Raises:
-        ValueError: the Parquet file does not say which image tokenizer made its codes, or another one did than that of
-            the hash ([`SeedModel.codes_hash`]).
+        ValueError: the file does not say which image tokenizer made its codes, or another one did.
     """
     made_by = (read_metadata(path) or {}).get("image_tokenizer")
     if made_by is None:
         raise ValueError(
-            f"{path} does not say which image tokenizer made its codes. Make them with `seed tokenize` or "
-            "examples/build_codes.py, or stamp them with seed.data.codes.stamp_codes."
+            f"{path} does not say which image tokenizer made its codes. Make them with `seed tokenize`, "
+            "examples/build_codes.py or examples/build_questions.py, or stamp them with seed.data.codes.stamp_codes."
         )
     if made_by != image_tokenizer_hash:
         raise ValueError(
-            f"{path}: an image tokenizer with weights {made_by[:12]}... made these codes; the model is for "
+            f"{path}: an image tokenizer with weights {made_by[:12]}... made these codes; {whose} has "
             f"{image_tokenizer_hash[:12]}..., to which they mean other things. Tokenise the pictures again with that "
             "one."
         )
@@ -215,4 +220,12 @@ def _check_codes(column: pa.ChunkedArray, where: str, codebook_size: int, num_co
     return torch.from_numpy(values.astype(np.int64))
 
 
-__all__ = ["CodesFile", "CodesMetadata", "codes_schema", "read_codes", "read_metadata", "stamp_codes"]
+__all__ = [
+    "CodesFile",
+    "CodesMetadata",
+    "check_made_by",
+    "codes_schema",
+    "read_codes",
+    "read_metadata",
+    "stamp_codes",
+]

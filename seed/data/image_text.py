@@ -35,9 +35,9 @@ from .image_text_sources import (
     METADATA_FILES,
     TABLE_SUFFIXES,
     SchemaError,
+    beside,
     caption_columns,
     caption_list,
-    image_path,
     iter_shards,
     pick_column,
     read_coco,
@@ -388,10 +388,8 @@ def _beside(dataset, root: Path, source: str):
     from datasets import IterableDataset
 
     def found(example: dict) -> dict:
-        image = example["image"] or {}
-        if image.get("bytes") is None and image.get("path"):
-            image = {"bytes": None, "path": image_path(root, root, image["path"], Path(source))}
-        return {"image": image or None}
+        image = example["image"]
+        return {"image": beside(image, root, Path(source)) if image else None}
 
     if isinstance(dataset, IterableDataset) or next(_paths(dataset), None) is not None:
         return dataset.map(found, features=dataset.features)

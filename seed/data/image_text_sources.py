@@ -81,6 +81,13 @@ def image_path(root: Path, folder: Path, name: str, source: Path) -> str:
     return str(path)
 
 
+def beside(image: dict, root: Path, source: Path) -> dict:
+    """A picture `{"bytes": ..., "path": ...}` of `source`, in which a file's path is relative to `root`: from here."""
+    if image.get("bytes") is None and image.get("path"):
+        return {"bytes": None, "path": image_path(root, root, image["path"], source)}
+    return image
+
+
 # ---- image folders --------------------------------------------------------------------------------------------------
 
 

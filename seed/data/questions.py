@@ -18,7 +18,7 @@ from PIL import Image
 
 from .codes import CodesMetadata, check_made_by, codes_schema, read_codes
 from .colors import COLORS, dominant_color
-from .image_text_sources import caption_list, image_path
+from .image_text_sources import beside, caption_list
 
 # What the emoji's categories are called in answers; `Component` (parts of emoji) is asked nothing about.
 CATEGORIES = {
@@ -184,6 +184,7 @@ class QuestionFile:
         path: a Parquet file, or a folder of them.
         split: the file's name without ".parquet", in a folder.
         image_root: folder of the pictures that the file names by paths; the file's own if None.
+        words_only: leaves the pictures (and codes) unread, where questions and answers are all that is asked for.
 
     Attributes:
         questions: dicts of `question`, `answers`, `kind`, and `picture`, a number.
@@ -192,10 +193,17 @@ class QuestionFile:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a column is missing, or there are no questions; a picture outside of `image_root`.
+        ValueError: a column is missing or of another type, or there are no questions; a picture outside of
+            `image_root`.
     """
 
-    def __init__(self, path: str | Path, split: str | None = None, image_root: str | Path | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        split: str | None = None,
+        image_root: str | Path | None = None,
+        words_only: bool = False,
+    ):
         self.path = _file_of(Path(path), split)
         found = pq.read_schema(self.path).names
         answers = "answers" if "answers" in found else "answer"
@@ -207,6 +215,8 @@ class QuestionFile:
                 "need `question`, `answers` (or `answer`), and `image` or `codes`."
             )
         columns = ["question", answers, picture, *(name for name in ("id", "kind") if name in found)]
+        if words_only:
+            columns.remove(picture)
         root = self.path.parent if image_root is None else Path(image_root)
         self._has_codes = picture == "codes"
         numbers: dict[str, int] = {}
@@ -216,7 +226,9 @@ class QuestionFile:
             given = caption_list(row[answers])
             if not given or not caption_list(row["question"]):
                 continue
-            shown = row[picture] if self._has_codes else _picture(row[picture], root, self.path)
+            shown = row.get(picture)
+            if not self._has_codes:
+                shown = _picture(shown, root, self.path)
             key = json.dumps(shown) if self._has_codes else _picture_key(shown)
             if key not in numbers:
                 numbers[key] = len(numbers)
@@ -247,7 +259,7 @@ class QuestionFile:
         if not self._has_codes:
             return None
         if image_tokenizer_hash is not None:
-            check_made_by(self.path, image_tokenizer_hash)
+            check_made_by(self.path, image_tokenizer_hash, "this model")
         self.codes = read_codes(self.path, codebook_size, num_codes).codes[self._first_rows]
         return self.codes
 
@@ -278,11 +290,14 @@ def _rows(path: Path, columns: list[str]) -> Iterator[dict]:
 
 def _picture(value, root: Path, source: Path) -> dict:
     """A picture as `datasets` stores it, as bytes or as a path relative to `root`."""
-    value = {"bytes": value} if isinstance(value, bytes) else {"path": value} if isinstance(value, str) else value or {}
-    content, path = value.get("bytes"), value.get("path")
-    if content is None and path:
-        path = image_path(root, root, path, source)
-    return {"bytes": content, "path": path}
+    if isinstance(value, bytes):
+        value = {"bytes": value}
+    elif isinstance(value, str):
+        value = {"path": value}
+    elif value is not None and not (isinstance(value, dict) and value.keys() & {"bytes", "path"}):
+        raise ValueError(f"{source}: column 'image' holds {value!r:.80}; expected the bytes or the path of a picture.")
+    value = {"bytes": None, "path": None} | (value or {})
+    return beside(value, root, source)
 
 
 def _picture_key(picture: dict) -> str:

@@ -6,7 +6,6 @@ nearest to the codes' feature, both by the image tokenizer's own contrastive hea
 model's captions of other pictures.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +18,9 @@ from .metrics import bootstrap_interval
 from .pictures import Picture, PictureSet, distinct_texts, text_key
 from .report import format_table, provenance, write_json, write_parquet
 from .scores import choose, interval_text, load_metrics, others, score_captions
-from .sheets import SheetCell, save_sheet, sheet_rows
+from .sheets import CELL, SheetCell, fit, save_sheet, sheet_rows
 
-PREDICTIONS_FILE = "caption_predictions.parquet"
+PREDICTIONS_FILE, REPORT_FILE = "caption_predictions.parquet", "caption.json"
 LANGUAGE_MODEL, RETRIEVAL, SHUFFLED = "language model", "nearest training name", "shuffled"
 PAPER_NOTE = (
     "The paper's COCO captioning (other data and sizes, not comparable): CIDEr 119.0, BLEU@4 34.6, METEOR 28.4 for "
@@ -89,7 +88,8 @@ def evaluate_captions(
         What `caption.json` holds.
 
     Raises:
-        ValueError: pictures of one name only, which leave nothing to shuffle.
+        ValueError: pictures of one name only, which leave nothing to shuffle; `train_pictures` and an image tokenizer
+            that [`NearestName`] cannot use.
     """
     load_metrics("coco_captions", "name_accuracy")
     rows = choose(len(pictures.dataset), limit, model.seed)
@@ -100,6 +100,7 @@ def evaluate_captions(
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     predictions = _predictions(found, names, codes, captions)
+    (output / REPORT_FILE).unlink(missing_ok=True)  # an earlier one would be of other predictions
     write_parquet(output / PREDICTIONS_FILE, predictions)
     shuffled = others([text_key(names[number][0]) for number in range(len(found))], model.seed)
     captions[SHUFFLED] = [captions[LANGUAGE_MODEL][other] for other in shuffled]
@@ -136,8 +137,10 @@ def evaluate_captions(
             row[label] = captions[label][number]
             row[f"{label} CIDEr"] = scores["cider_each"][number]
             row[f"{label} is a name"] = bool(scores["each_is_a_name"][number])
-    _write(output, report, predictions, _sheet(pictures, predictions, model.seed))
+    write_parquet(output / PREDICTIONS_FILE, predictions)
+    write_json(output / REPORT_FILE, report)
     print(summary(report))
+    save_sheet(_sheet(pictures, predictions, model.seed), output / "captions.png")
     return report
 
 
@@ -200,20 +203,17 @@ def _predictions(
     return rows
 
 
-def _sheet(pictures: PictureSet, predictions: list[dict], seed: int) -> Iterator[SheetCell]:
+def _sheet(pictures: PictureSet, predictions: list[dict], seed: int) -> list[SheetCell]:
     """The pictures that the seed shows, opened again, with their captions."""
     shown = {predictions[number]["row"]: predictions[number] for number in sheet_rows(len(predictions), seed)}
-    for batch in pictures.batches(len(shown), rows=list(shown)):
-        for picture in batch:
-            row = shown[picture.row]
-            yield SheetCell(picture.image, row[LANGUAGE_MODEL] or "(nothing)", row["names"][0])
-
-
-def _write(output: Path, report: dict, predictions: list[dict], cells: Iterator[SheetCell]) -> None:
-    """Predictions first, so that metrics never stand without them."""
-    write_parquet(output / PREDICTIONS_FILE, predictions)
-    save_sheet(list(cells), output / "captions.png")
-    write_json(output / "caption.json", report)
+    return [
+        SheetCell(
+            fit(picture.image, CELL),
+            shown[picture.row][LANGUAGE_MODEL] or "(nothing)",
+            shown[picture.row]["names"][0],
+        )
+        for (picture,) in pictures.batches(1, rows=list(shown))
+    ]
 
 
 def summary(report: dict) -> str:

@@ -68,7 +68,8 @@ class EvaluatedTokenizer:
         if not self.model.config.use_text_branch:
             raise ValueError(
                 f"{self._folder} has no text branch, with which texts are compared. Make it again with one: `seed "
-                "convert seed1` takes it from the checkpoint where that holds it."
+                "convert seed1` takes it from the checkpoint where that holds it. (Captions alone need none: leave "
+                "--train-data out.)"
             )
         if self._text_tokenizer is None:
             self._text_tokenizer = _load_text_tokenizer(self._folder)

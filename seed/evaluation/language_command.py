@@ -121,7 +121,7 @@ def run_vqa(args: argparse.Namespace) -> int:
         QuestionFile(args.data, args.split, args.image_root),
         args.output,
         _writing_model(args),
-        train=QuestionFile(args.train_data, args.train_split, args.image_root) if args.train_data else None,
+        train=QuestionFile(args.train_data, args.train_split, words_only=True) if args.train_data else None,
         limit=args.limit,
         batch_size=args.batch_size,
     )

@@ -61,8 +61,8 @@ class LanguageRecipe:
         training: keyword arguments of transformers' `TrainingArguments`, and `bf16: auto`, see
             [`training_arguments`]; `per_device_train_batch_size` counts examples.
         tasks: how often every row comes per epoch as `caption` (image to text), `drawing` (text to image), `question`,
-            `document`, `instruction` or `text` (words alone, so that the model keeps its prose); 0.5: every second one;
-            at least one row does.
+            `document`, `instruction` or `text` (words alone, so that the model keeps its prose); 0.5: every second one,
+            but one row at least; 0 leaves a task out.
         capacity: tokens to a packed row.
         lora: see [`LoraRecipe`].
         caption_dropout: share of the drawing examples without caption, from which guidance on tokens learns.
@@ -100,8 +100,8 @@ def load_language_recipe(path: str | Path) -> LanguageRecipe:
     recipe = build_recipe(LanguageRecipe, values, str(path))
     check_training(recipe, path)
     unknown = sorted(recipe.tasks.keys() - TASKS.keys())
-    if unknown or not recipe.tasks:
-        raise ValueError(f"{path}: tasks are {list(recipe.tasks)}; expected some of {', '.join(TASKS)}.")
+    if unknown or not any(recipe.tasks.values()):
+        raise ValueError(f"{path}: tasks are {recipe.tasks}; expected weights above 0 of some of {', '.join(TASKS)}.")
     _check_ranges(recipe, path)
     _check_dtype(recipe, path)
     return recipe
@@ -146,7 +146,8 @@ class LanguageFile:
 
     A file of text alone, as examples/build_text.py writes it, has no codes and needs no stamp. Rows without a task's
     words (no or empty captions, question, answers, segments, messages or text) are left out of that task, and one
-    warning counts them; a task whose column is of another type, or empty, is left out where the file serves others.
+    warning counts them; a task whose column is of another type, or empty, or lacks the `codes` beside it, is left out
+    where the file serves others.
     Every row is a picture (or a question, document, ...) of its own, whatever its `id`: shards may count theirs from 0
     each. Only in a file with a column `view`, as [`write_views`] writes it, are rows of one `id` views of one picture,
     the first of them the picture itself; an epoch takes one of them.
@@ -175,7 +176,7 @@ class LanguageFile:
             logger.warning("%s has no column 'codes'. This file serves no %s examples.", path, " and ".join(without))
             self.tasks = [task for task in self.tasks if task not in without]
         if self.tasks != ["text"]:
-            check_made_by(self.path, image_tokenizer_hash)
+            check_made_by(self.path, image_tokenizer_hash, "the model")
         if not self.tasks:
             raise ValueError(
                 f"{path}: has the columns {', '.join(columns)}; expected captions, question, segments, messages or "
@@ -271,7 +272,7 @@ class LanguageDataset(Dataset):
         examples: length of the run; None for one epoch.
 
     Raises:
-        ValueError: a task that no file has the columns for, or no data at all; no such chat template.
+        ValueError: a task that no file has the columns for; no task of a weight above 0; no such chat template.
     """
 
     def __init__(
@@ -285,6 +286,8 @@ class LanguageDataset(Dataset):
     ):
         self.processor, self.recipe, self.max_length, self.seed = processor, recipe, max_length, seed
         self.tasks = [task for task, weight in recipe.tasks.items() if weight]
+        if not self.tasks:
+            raise ValueError(f"The recipe's tasks are {recipe.tasks}; expected a weight above 0.")
         if recipe.chat_template is not None:
             templates = processor.chat_template if isinstance(processor.chat_template, dict) else ["default"]
             if recipe.chat_template not in templates:
@@ -297,9 +300,10 @@ class LanguageDataset(Dataset):
         }
         for task in self.tasks:
             if not self.offsets[task][-1]:
+                codes = " beside 'codes'" if task in _WITH_CODES else ""
                 raise ValueError(
                     f"The recipe asks for {task} examples, but none of {[str(file.path) for file in files]} has rows "
-                    f"with a column {TASKS[task]!r}. Pass such a file, or take the task out of the recipe."
+                    f"with a column {TASKS[task]!r}{codes}. Pass such a file, or take the task out of the recipe."
                 )
         # At least one, however few rows there are: a task that the recipe names is not to vanish.
         counts = [max(1, round(recipe.tasks[task] * int(self.offsets[task][-1]))) for task in self.tasks]

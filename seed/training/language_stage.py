@@ -16,6 +16,9 @@ from .packing import PackingCollator
 from .runs import STEP, check_run, file_hash, last_checkpoint, loaded_hash, process_state, recipe_values, steps_of
 from .trainer import RunTrainer, training_arguments
 
+# Of the processor's settings, those that are a decoder's.
+DRAWING_SETTINGS = ("guidance_scale", "num_inference_steps")
+
 
 def check_output(output: str | Path, base_model: str | Path) -> None:
     """
@@ -84,6 +87,23 @@ def _fingerprint(recipe: LanguageRecipe, model: PeftModel, files: Sequence[Langu
     }
 
 
+def point_processor_at(processor: SeedProcessor, image_tokenizer: str | Path, output: Path) -> None:
+    """
+    Makes a processor that is to be saved in `output` find the image tokenizer and the decoder of another repository,
+    and draw as that says (guidance, number of steps).
+
+    Args:
+        image_tokenizer: SEED repository or image tokenizer. Without decoder the language model captions and answers.
+    """
+    processor.image_repository = point_to(image_tokenizer, IMAGE_TOKENIZER_FOLDER, output)
+    processor.decoder_repository = point_to(image_tokenizer, DECODER_FOLDER, output)
+    if processor.decoder_repository is not None:
+        settings = read_settings(fetch(image_tokenizer, {}, ["*.json"]))
+        for name in DRAWING_SETTINGS:
+            setattr(processor, name, settings.get(name))
+    processor.name_or_path = None  # its pointers start at `output`, wherever it is saved first
+
+
 def save_language_model(
     output: str | Path,
     model: PeftModel,
@@ -106,15 +126,11 @@ def save_language_model(
         The merged model; `model` is used up, and `processor` is now that of `output`.
     """
     output = Path(output)
-    processor.image_repository = point_to(image_tokenizer, IMAGE_TOKENIZER_FOLDER, output)
-    # None where an image tokenizer of its own is given: the model captions and answers without.
-    processor.decoder_repository = point_to(image_tokenizer, DECODER_FOLDER, output)
-    if processor.decoder_repository is not None:
-        settings = read_settings(fetch(image_tokenizer, {}, ["*.json"]))
-        for name in ("guidance_scale", "num_inference_steps"):
-            if getattr(processor, name) is None:
-                setattr(processor, name, settings.get(name))
-    processor.name_or_path = None  # its pointers start at `output`, wherever it is saved first
+    known = {name: getattr(processor, name) for name in DRAWING_SETTINGS}
+    point_processor_at(processor, image_tokenizer, output)
+    for name, value in known.items():
+        if value is not None:
+            setattr(processor, name, value)
     save_adapter(model, output / "adapter", base_model)
     merged = merge(model).eval()
     merged.config.use_cache = True  # Trainer has turned it off; generation would read everything again at every token
@@ -128,4 +144,4 @@ def save_language_model(
     return merged
 
 
-__all__ = ["check_output", "run_language_stage", "save_language_model"]
+__all__ = ["check_output", "point_processor_at", "run_language_stage", "save_language_model"]

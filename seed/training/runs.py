@@ -56,7 +56,7 @@ def process_state() -> PartialState:
 
 def require_one_process() -> None:
     """
-    For scripts that share no work between processes, each of which would write the same files.
+    For scripts that are not written for several processes, each of which would write the same files.
 
     Raises:
         ValueError: this is one of several.
@@ -186,6 +186,7 @@ __all__ = [
     "loaded_hash",
     "process_state",
     "recipe_values",
+    "require_one_process",
     "steps_of",
     "vocabulary_hash",
 ]

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModel, set_seed
 
+from ..command_line import add_image_root_option
 from ..configuration_seed import SeedConfig
 from ..conversion.efficientnet_lite import IMAGE_MEAN, IMAGE_STD, load_efficientnet_lite0
 from ..data.augmentation import augment
@@ -46,7 +47,7 @@ def parse_arguments(
     parser.add_argument("--split", help="of --data, where they hold several")
     parser.add_argument("--extra-data", action="append", default=[], help="more of it, with fewer views per picture")
     parser.add_argument("--output", required=True, help="folder for the trained model and its checkpoints")
-    parser.add_argument("--image-root", help="folder of the pictures that JSON, Parquet files and tables name")
+    add_image_root_option(parser)
     parser.add_argument(
         "--feature-cache", help="folder for cached vision features and their augmented views (default: neither)"
     )

@@ -168,6 +168,15 @@ def test_pictures_outside_of_the_folder_are_refused(tmp_path):
     pq.write_table(pa.table(columns), tmp_path / "here" / "q.parquet")
     with pytest.raises(ValueError, match="outside of"):
         QuestionFile(tmp_path / "here" / "q.parquet")
+    words = QuestionFile(tmp_path / "here" / "q.parquet", words_only=True)
+    assert [row["answers"] for row in words.questions] == [["a"]]
+
+
+def test_a_column_of_pictures_of_another_kind_is_refused(tmp_path):
+    for image in ([[1, 2]], [7], [{"url": "https://x"}]):
+        pq.write_table(pa.table({"question": ["what?"], "answer": ["a"], "image": image}), tmp_path / "q.parquet")
+        with pytest.raises(ValueError, match="column 'image' holds .* expected the bytes or the path of a picture"):
+            QuestionFile(tmp_path / "q.parquet")
 
 
 def test_codes_stand_in_place_of_pictures(tmp_path):
@@ -176,7 +185,7 @@ def test_codes_stand_in_place_of_pictures(tmp_path):
     write_questions(emoji_questions(emoji()), path, {"noto/1": [7, 0]}, metadata)
     found = QuestionFile(path)
     assert found.check_codes("abc", 8, 2).tolist() == [[7, 0]]
-    with pytest.raises(ValueError, match="weights abc.* the model is for other"):
+    with pytest.raises(ValueError, match="weights abc.* this model has other"):
         found.check_codes("other", 8, 2)
     pq.write_table(pq.read_table(path).replace_schema_metadata(), tmp_path / "unstamped.parquet")
     with pytest.raises(ValueError, match="does not say which image tokenizer"):

@@ -406,12 +406,33 @@ def edited_tokenizer(repository, folder, **config):
     return folder
 
 
+def test_the_sheet_shows_each_picture_over_its_own_caption(repository, emoji, tmp_path, monkeypatch):
+    """Pictures are opened again for it, after one that cannot be opened was left out."""
+    monkeypatch.setenv("PATH", "")
+    given = pq.read_table(emoji / "test.parquet").to_pylist()
+    given[2]["image"] = {"bytes": b"no picture", "path": None}
+    pq.write_table(pa.Table.from_pylist(given), emoji / "test.parquet")
+    kept = []
+    monkeypatch.setattr("seed.evaluation.captioning.save_sheet", lambda cells, path: kept.extend(cells))
+    _, rows = evaluate("caption", tmp_path / "out", "--model", repository, "--data", emoji, "--split", "test")
+    assert [row["row"] for row in rows] == [0, 1, 3, 4, 5]
+    for cell, row in zip(kept, rows, strict=True):
+        assert (cell.title, cell.note) == (row["language model"] or "(nothing)", row["names"][0])
+        shown, expected = (image.resize((16, 16)) for image in (cell.image, pictures(6, seed=6)[row["row"]]))
+        assert np.abs(np.asarray(shown, float) - np.asarray(expected, float)).mean() < 8
+
+
 def test_captions_and_answers_need_no_text_branch(repository, emoji, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     bare = edited_tokenizer(repository, tmp_path / "bare", use_text_branch=False)
     options = ["--data", emoji, "--split", "test"]
     _, expected = evaluate("caption", tmp_path / "whole", "--model", repository, *options)
     _, rows = evaluate("caption", tmp_path / "out", "--model", bare, *options)
+    assert [row["language model"] for row in rows] == [row["language model"] for row in expected]
+    write_questions(questions_of(pictures(2, seed=6), [["?"]] * 4), tmp_path / "asked.parquet")
+    asked = ["--data", tmp_path / "asked.parquet"]
+    _, expected = evaluate("vqa", tmp_path / "whole", "--model", repository, *asked)
+    _, rows = evaluate("vqa", tmp_path / "out", "--model", bare, *asked)
     assert [row["language model"] for row in rows] == [row["language model"] for row in expected]
     # The retrieval captioner does need it, and says so before a picture is captioned.
     monkeypatch.setattr("seed.evaluation.captioning._caption", lambda *_: pytest.fail("captioned in vain"))
@@ -434,6 +455,8 @@ def test_captions_are_kept_where_a_scorer_fails(repository, emoji, tmp_path, mon
 
     monkeypatch.setattr("seed.evaluation.captioning.score_captions", broken)
     output = tmp_path / "out"
+    output.mkdir()
+    (output / "caption.json").write_text("{}")  # of an earlier run
     args = run("caption", "--model", repository, "--data", emoji, "--split", "test", "--output", output)
     with pytest.raises(OSError, match="has died"):
         args.func(args)
@@ -442,13 +465,21 @@ def test_captions_are_kept_where_a_scorer_fails(repository, emoji, tmp_path, mon
     assert not (output / "caption.json").exists()
 
 
-def test_longer_captions_on_demand(repository, tmp_path):
+def test_longer_captions_on_demand(repository, emoji, tmp_path, monkeypatch):
     codes = torch.randint(64, (3, 32), generator=torch.Generator().manual_seed(0))
     short, usual, long = (
         EvaluatedLanguageModel(repository, num_beams=1, max_new_tokens=count).caption(codes) for count in (2, None, 48)
     )
     counts = [max(map(len, texts)) for texts in (short, usual, long)]
     assert counts[0] < counts[1] < counts[2], "a random model hardly ever stops"
+    monkeypatch.setenv("PATH", "")
+    options = ["--model", repository, "--data", emoji, "--split", "test", "--num-beams", 1]
+    texts = []
+    for count in (2, 48):
+        report, rows = evaluate("caption", tmp_path / str(count), *options, "--max-new-tokens", count)
+        assert report["settings"]["max_new_tokens"] == count
+        texts.append(max(len(row["language model"]) for row in rows))
+    assert texts[0] < texts[1]
 
 
 def test_names_are_of_the_rows_that_have_some():

@@ -124,9 +124,10 @@ def test_without_a_reconstruction_decoder_the_row_of_codes_is_missing_and_said_s
     assert "no reconstruction decoder" in capsys.readouterr().out
 
 
-def test_a_missing_text_tokenizer_is_named(make_image_tokenizer, tmp_path, toy_data):
+def test_a_missing_text_tokenizer_is_named(make_image_tokenizer, tmp_path, toy_data, monkeypatch):
     make_image_tokenizer(tmp_path / "model")
     for file in (tmp_path / "model").glob("tokenizer*"):
         file.unlink()
+    monkeypatch.setattr("seed.evaluation.retrieval._encode", lambda *_, **__: pytest.fail("encoded in vain"))
     with pytest.raises(FileNotFoundError, match="bert-base-uncased"):
         run("--model", tmp_path / "model", "--data", toy_data, "--output", tmp_path / "out")

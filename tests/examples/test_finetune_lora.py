@@ -1,6 +1,8 @@
 """The fine-tuning example on random weights: it runs, it learns, and what it saves is a repository."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -44,6 +46,18 @@ def test_fine_tuning_shows_before_and_after(tmp_path, data, capsys):
         run_script("finetune_lora.py", "--data", data, "--model", output, "--output", output)
     pipeline = SeedPipeline.from_pretrained(output, language_model=True)
     assert len(pipeline(prompt="a blip 1", num_inference_steps=1).images) == 1
+
+
+def test_pictures_of_a_table_lie_where_image_root_says(tmp_path, data, capsys):
+    make_language_repository(tmp_path / "seed")
+    rows = [{"image": f"{number}.png", "captions": [f"a blip {number}"]} for number in range(2)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
+    recipe = EXAMPLES / "recipes" / "finetune" / "smoke.yaml"
+    run_script(
+        "finetune_lora.py", "--data", tmp_path / "table.parquet", "--image-root", data, "--views", 1,
+        "--model", tmp_path / "seed", "--output", tmp_path / "tuned", "--recipe", recipe,
+    )  # fmt: skip
+    assert "2 of 2 images used" in capsys.readouterr().out
 
 
 def test_the_recipe_says_in_what_dtype_the_frozen_weights_are(tmp_path, data):

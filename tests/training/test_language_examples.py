@@ -230,7 +230,7 @@ def test_bad_files_say_what_is_wrong(tmp_path, processor):
         open_file(tmp_path / "nothing.parquet")
     path = write(tmp_path / "codes.parquet", caption_rows())
     with pytest.raises(
-        ValueError, match=r"codes.parquet: an image tokenizer with weights aaaaaaaaaaaa.*the model is for cc"
+        ValueError, match=r"codes.parquet: an image tokenizer with weights aaaaaaaaaaaa.*the model has cc"
     ):
         LanguageFile(path, "c" * 64, 64, 32)
     pq.write_table(pq.read_table(path).replace_schema_metadata({}), tmp_path / "unstamped.parquet")
@@ -278,9 +278,10 @@ def test_shipped_recipes_are_valid(path):
 
 def test_an_unknown_task_or_key_is_named(tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text("epochs: 1\ntraining: {}\ntasks: {captions: 1}\n")
-    with pytest.raises(ValueError, match="captions.*expected some of caption, drawing"):
-        load_language_recipe(path)
+    for tasks in ("{captions: 1}", "{caption: 0, drawing: 0.0}", "{}"):
+        path.write_text(f"epochs: 1\ntraining: {{}}\ntasks: {tasks}\n")
+        with pytest.raises(ValueError, match="tasks are .*expected weights above 0 of some of caption, drawing"):
+            load_language_recipe(path)
     path.write_text("epochs: 1\ntraining: {}\ntasks: {caption: 1}\nlora: {r: 4}\n")
     with pytest.raises(ValueError, match="Unknown key 'r'.*'rank'"):
         load_language_recipe(path)
@@ -397,6 +398,8 @@ def test_a_column_that_needs_codes_is_left_aside_where_there_are_none(tmp_path, 
     assert "no column 'codes'. This file serves no question examples" in caplog.text
     assert "serves no caption and drawing examples" in caplog.text
     assert len(dataset(processor, [talk, prose], {"instruction": 1, "text": 1})[0]["input_ids"]) > 0
+    with pytest.raises(ValueError, match="a column 'question' beside 'codes'"):
+        dataset(processor, [talk], {"instruction": 1, "question": 1})
     with pytest.raises(ValueError, match="no column 'codes'"):
         open_file(write(tmp_path / "alone.parquet", [{"question": "red", "answer": "a dog"}]))
 
@@ -405,6 +408,8 @@ def test_a_task_of_small_weight_does_not_vanish(tmp_path, processor):
     file = open_file(write(tmp_path / "codes.parquet", caption_rows()))
     run = dataset(processor, [file], {"caption": 1, "drawing": 0.01})
     assert Counter(read(processor, run[position])[0] for position in range(len(run))) == {"caption": 6, "drawing": 1}
+    with pytest.raises(ValueError, match="expected a weight above 0"):
+        dataset(processor, [file], {"caption": 0})
 
 
 @pytest.mark.parametrize(

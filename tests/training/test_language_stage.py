@@ -37,8 +37,8 @@ def image_tokenizer(tmp_path):
     return folder
 
 
-def save(output, image_tokenizer, recipe) -> SeedProcessor:
-    model, processor = add_lora(tiny_language_model(), LoraRecipe(rank=2)), tiny_processor()
+def save(output, image_tokenizer, recipe, **settings) -> SeedProcessor:
+    model, processor = add_lora(tiny_language_model(), LoraRecipe(rank=2)), tiny_processor(**settings)
     model.config.use_cache = False  # as Trainer leaves it
     save_language_model(output, model, processor, "the-text-model", image_tokenizer, recipe)
     return processor
@@ -79,6 +79,10 @@ def test_pointers_are_relative_and_move_along(tmp_path, image_tokenizer):
     drawing = ("guidance_scale", "num_inference_steps")
     given = json.loads((tmp_path / "moved" / "seed" / "processor_config.json").read_text())
     assert [stored[name] for name in drawing] == [given[name] for name in drawing] == [3.0, 2]
+    own = {"guidance_scale": 5.0, "num_inference_steps": None}
+    save(tmp_path / "moved" / "own", tmp_path / "moved" / "seed", recipe, **own)
+    stored = json.loads((tmp_path / "moved" / "own" / "processor_config.json").read_text())
+    assert [stored[name] for name in drawing] == [5.0, 2]
     alone = tmp_path / "moved" / "seed" / "image_tokenizer"
     assert point_to(alone, IMAGE_TOKENIZER_FOLDER, moved) == "../../seed/image_tokenizer"
     assert point_to(alone, DECODER_FOLDER, moved) is None
