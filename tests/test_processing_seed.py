@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -556,7 +555,8 @@ def test_a_push_makes_the_branch_it_goes_to(tmp_path, monkeypatch, status, creat
 
     def create_branch(api, repo_id, *, branch, exist_ok, **options):
         if status is not None:
-            raise HfHubHTTPError("refused", response=httpx.Response(status, request=httpx.Request("POST", "https://x")))
+            answer = SimpleNamespace(status_code=status, headers={}, request=None)
+            raise HfHubHTTPError("refused", response=answer)
         branches.add(branch)
 
     def upload_folder(api, *, revision, create_pr, **options):
