@@ -19,7 +19,7 @@ from seed import SeedImageProcessorPil, SeedModel
 from seed.command_line import add_image_root_option
 from seed.data.codes import CodesMetadata
 from seed.hardware import keep_freed_memory
-from seed.repository_seed import resolve_image_tokenizer
+from seed.repository_seed import SeedRepository
 from seed.training.feature_cache import codes_of_cache, open_embedding_cache
 from seed.training.language_examples import write_views
 from seed.training.recipes import DataRecipe, StageRecipe
@@ -38,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     keep_freed_memory()
-    folder = resolve_image_tokenizer(arguments.model)
+    folder = SeedRepository(arguments.model).image_tokenizer_folder()
     # In float32 and with the text branch, as the stages load it: the cache knows a part by the hash of all its weights.
     model = SeedModel.from_pretrained(folder, dtype=torch.float32).eval()
     processor = SeedImageProcessorPil.from_pretrained(folder)

@@ -27,7 +27,7 @@ from seed.data.tokenization import load_image_tokenizer
 from seed.evaluation.decoding import LENGTH_PENALTY, MAX_CAPTION_TOKENS, NUM_BEAMS
 from seed.evaluation.sheets import plain_letters
 from seed.language_tasks import draw_prompts
-from seed.pipeline_seed import load_language_model
+from seed.modeling_seed_language import load_language_model
 from seed.training.language_examples import LanguageFile, load_language_recipe, write_views
 from seed.training.language_stage import check_output, run_language_stage, save_language_model
 from seed.training.lora import open_language_model

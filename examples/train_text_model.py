@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers import OPTForCausalLM, set_seed
 
-from seed.data.provenance import replace_into
+from seed.files_seed import replace_into
 from seed.training.runs import (
     STEP,
     check_run,

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from seed import SeedProcessor
 from seed.data.codes import check_made_by, read_codes
-from seed.data.provenance import replace_into
 from seed.data.tokenization import load_image_tokenizer
+from seed.files_seed import replace_into
 from seed.training.language_stage import check_output, point_processor_at
 from seed.training.transfer import transfer_codes
 

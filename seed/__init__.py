@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from .auto_classes import register_auto_classes, register_on_import
+from .registration import register_auto_classes, register_on_import
 
 __version__ = "0.1.0"
 
@@ -11,8 +11,8 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "SeedConfig": "configuration_seed",
     "SeedQFormerConfig": "configuration_seed",
-    "SeedLlamaConfig": "configuration_seed_llama",
-    "SeedOPTConfig": "configuration_seed_opt",
+    "SeedLlamaConfig": "configuration_seed_language",
+    "SeedOPTConfig": "configuration_seed_language",
     "SeedImageProcessor": "image_processing_seed",
     "SeedImageProcessorPil": "image_processing_seed",
     "SeedModel": "modeling_seed",
@@ -20,24 +20,26 @@ _MODULE_OF = {
     "SeedForImageTextPretraining": "modeling_seed_heads",
     "SeedForContrastiveLearning": "modeling_seed_heads",
     "SeedForQuantization": "modeling_seed_heads",
-    "SeedLlamaForCausalLM": "modeling_seed_llama",
-    "SeedOPTForCausalLM": "modeling_seed_opt",
+    "SeedLlamaForCausalLM": "modeling_seed_language",
+    "SeedOPTForCausalLM": "modeling_seed_language",
     "SeedPipeline": "pipeline_seed",
     "SeedProcessor": "processing_seed",
     "SeedTextToImagePipeline": "task_pipelines_seed",
     "SeedVectorQuantizer": "quantization_seed",
+    "write_answers": "generation_seed",
+    "write_captions": "generation_seed",
+    "write_codes": "generation_seed",
 }
 __all__ = ["default_model", "register_auto_classes", *_MODULE_OF]
 
 if TYPE_CHECKING:
     from .configuration_seed import SeedConfig, SeedQFormerConfig
-    from .configuration_seed_llama import SeedLlamaConfig
-    from .configuration_seed_opt import SeedOPTConfig
+    from .configuration_seed_language import SeedLlamaConfig, SeedOPTConfig
+    from .generation_seed import write_answers, write_captions, write_codes
     from .image_processing_seed import SeedImageProcessor, SeedImageProcessorPil
     from .modeling_seed import SeedModel, SeedOutput
     from .modeling_seed_heads import SeedForContrastiveLearning, SeedForImageTextPretraining, SeedForQuantization
-    from .modeling_seed_llama import SeedLlamaForCausalLM
-    from .modeling_seed_opt import SeedOPTForCausalLM
+    from .modeling_seed_language import SeedLlamaForCausalLM, SeedOPTForCausalLM
     from .pipeline_seed import SeedPipeline
     from .processing_seed import SeedProcessor
     from .quantization_seed import SeedVectorQuantizer

@@ -1,6 +1,9 @@
-"""What the configurations of SEED's language models have in common: the vocabulary of words and visual tokens."""
+"""Configurations of SEED's language models: a text model's own, and the vocabulary of words and visual tokens."""
 
 from dataclasses import dataclass
+
+from huggingface_hub.dataclasses import strict
+from transformers import LlamaConfig, OPTConfig
 
 
 @dataclass(kw_only=True)
@@ -66,4 +69,25 @@ class SeedVocabularyFields:
         super().__post_init__(**kwargs)
 
 
-__all__ = ["SeedVocabularyFields"]
+@strict
+class SeedOPTConfig(SeedVocabularyFields, OPTConfig):
+    r"""
+    Configuration of [`SeedOPTForCausalLM`]: an OPT (all arguments of [`OPTConfig`]) with visual tokens in its
+    vocabulary (those of [`SeedVocabularyFields`]; paper, section 3.3).
+    """
+
+    model_type = "seed_opt"
+
+
+@strict
+class SeedLlamaConfig(SeedVocabularyFields, LlamaConfig):
+    r"""
+    Configuration of [`SeedLlamaForCausalLM`]: a Llama (all arguments of [`LlamaConfig`]) with visual tokens in its
+    vocabulary (those of [`SeedVocabularyFields`]).
+    """
+
+    model_type = "seed_llama"
+    text_vocab_size: int = 32000
+
+
+__all__ = ["SeedLlamaConfig", "SeedOPTConfig", "SeedVocabularyFields"]

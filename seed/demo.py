@@ -15,7 +15,7 @@ from .evaluation.language_model import EvaluatedLanguageModel
 from .evaluation.sheets import fit, plain_letters
 from .language_tasks import draw_prompts
 from .pipeline_seed import SeedPipeline
-from .repository_seed import has_language_model, resolve_image_tokenizer
+from .repository_seed import SeedRepository
 
 # In the image tokenizer's folder: what its nearest captions are chosen from, one per line, UTF-8.
 CAPTIONS_FILE = "captions.txt"
@@ -83,7 +83,9 @@ def run_demo(
     """
     log(f"Loading {model}")
     tokenizer, image_tokenizer, image_processor, captions = _load(model, dtype, device)
-    language_model = EvaluatedLanguageModel(model, device, dtype=dtype) if has_language_model(model) else None
+    language_model = (
+        EvaluatedLanguageModel(model, device, dtype=dtype) if SeedRepository(model).has_language_model() else None
+    )
     parts = {"language_model": language_model.model, "processor": language_model.processor} if language_model else {}
     pipeline = SeedPipeline.from_pretrained(model, image_tokenizer=image_tokenizer, dtype=dtype, **parts).to(device)
     pipeline.image_processor = image_processor
@@ -141,7 +143,7 @@ def contact_sheet(rows: Sequence[DemoRow], drawn_prompts: Sequence[Image.Image] 
 
 def _load(model, dtype, device):
     """Tokenizer with its text side, or None; the image tokenizer; its processor; the captions to choose from."""
-    file = resolve_image_tokenizer(model) / CAPTIONS_FILE
+    file = SeedRepository(model).image_tokenizer_folder() / CAPTIONS_FILE
     if not file.exists():
         return None, *load_image_tokenizer(model, dtype, device), []
     tokenizer = EvaluatedTokenizer(model, device)

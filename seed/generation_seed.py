@@ -1,11 +1,29 @@
-"""What keeps generation within SEED's grammar: words, or images of exactly `num_codes` codes between delimiters."""
+"""
+Generation: the grammar of words and images, and one function each to caption, answer and write codes.
+
+The grammar lets a model write words, or images of exactly `num_codes` codes between `<img>` and `</img>`.
+"""
+
+import contextlib
+import copy
+from collections.abc import Sequence
 
 import torch
-from transformers import LogitsProcessor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 GENERATION_MODES = ("text", "image", "interleaved")
-# `generate`'s settings that take no token away: a checkpoint may have others, and transformers' default is top_k 50.
+# How words are searched: the likeliest caption or answer as a whole (our choice; the paper names no decoding method).
+# Greedy words name fewer pictures, and so do beams scored by the mean over their tokens (transformers' default length
+# penalty, 1.0), which favours long names. A new SEED language model stores this in its generation configuration.
+WORD_SEARCH = {"num_beams": 5, "length_penalty": 0.0, "do_sample": False}
+# One token after the other, the likeliest each time.
+_GREEDY = {"num_beams": 1, "length_penalty": 1.0}
+# Settings of `generate` with which every token may be sampled: a checkpoint may store others, and transformers' default
+# is top_k=50.
 FROM_ALL_TOKENS = {
     "top_k": 0,
     "top_p": 1.0,
@@ -14,13 +32,141 @@ FROM_ALL_TOKENS = {
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
 }
-# What models and their outputs call the cache: transformers renamed it in 5.24.
+# The name that models and their outputs have for the cache; transformers 5.24 renamed it.
 CACHE_NAME = next(name for name in ("cache", "past_key_values") if name in CausalLMOutputWithPast.__dataclass_fields__)
+# Images whose captions or answers are written at once: each takes some forty tokens in the cache of keys and values, so
+# this bounds the memory for any number of images.
+IMAGES_PER_BATCH = 32
+
+
+# Captions, answers, codes --------------------------------------------------------------------------------------------
+
+
+def write_captions(model, processor, images=None, codes=None, **generate_kwargs) -> list[str]:
+    """
+    Write one caption per image, with the paper's prompt (section 4).
+
+    How words are searched comes from the model's generation configuration, the prompt and the longest caption from the
+    processor. So all commands, pipelines and evaluations write the same caption for the same image.
+
+    Args:
+        model: [`SeedOPTForCausalLM`] or another SEED language model.
+        processor: its [`SeedProcessor`].
+        images: one or more images (PIL, path, array, tensor, address); or
+        codes: `(images, num_codes)`.
+        generate_kwargs: of `generate` (`num_beams`, `max_new_tokens`, `do_sample`, ...), instead of what is stored.
+    """
+    return _write_words(model, processor, None, images, codes, processor.max_caption_tokens, generate_kwargs)
+
+
+def write_answers(
+    model, processor, questions: str | Sequence[str], images=None, codes=None, **generate_kwargs
+) -> list[str]:
+    """
+    Write one short answer per question about an image, with the paper's prompt (section 4).
+
+    Args:
+        questions: one for each image. The other arguments are those of [`write_captions`].
+
+    Raises:
+        ValueError: there are not as many questions as images.
+    """
+    questions = [questions] if isinstance(questions, str) else list(questions)
+    return _write_words(model, processor, questions, images, codes, processor.max_answer_tokens, generate_kwargs)
+
+
+def _write_words(model, processor, questions, images, codes, max_new_tokens: int, generate_kwargs: dict) -> list[str]:
+    codes = processor.read_codes(codes, images)
+    if questions is not None and len(questions) != len(codes):
+        raise ValueError(f"Got {len(questions)} questions for {len(codes)} images; expected one for each image.")
+    written = []
+    for start in range(0, len(codes), IMAGES_PER_BATCH):
+        rows = slice(start, start + IMAGES_PER_BATCH)
+        if questions is None:
+            inputs = processor.caption_prompts(codes=codes[rows])
+        else:
+            inputs = processor.question_prompts(questions[rows], codes=codes[rows])
+        options = {"max_new_tokens": max_new_tokens} | generate_kwargs
+        ids = model.generate(**inputs.to(model.device), generation_mode="text", **options)
+        answers = ids[:, inputs["input_ids"].shape[1] :]
+        texts = processor.post_process_multimodal_output(answers, generation_mode="text")
+        written += [text.strip() for text in texts]
+    return written
+
+
+@torch.no_grad()
+def write_codes(
+    model,
+    processor,
+    prompts: str | Sequence[str],
+    num_images_per_prompt: int = 1,
+    token_guidance_scale: float | None = None,
+    token_temperature: float | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    device: str | torch.device | None = None,
+    **generate_kwargs,
+) -> torch.LongTensor:
+    """
+    Write the codes of drawings, `(prompts * num_images_per_prompt, num_codes)`, on the CPU.
+
+    Args:
+        model, processor: as in [`write_captions`].
+        prompts: one or more captions; "" draws unconditionally.
+        num_images_per_prompt: rows per prompt: different ones where the model samples, else the same one repeated.
+        token_guidance_scale: guidance against the empty prompt; the processor's setting if None, 1 is off.
+        token_temperature: at which codes are sampled, from all of them unless `generate_kwargs` limit the choice; the
+            processor's setting if None, 0 takes the likeliest code each time.
+        generator: seeds the sampling; a list, one per row, samples each row by itself. torch's global generators are
+            left as they were.
+        device: where the prompts go; the model's own device if None.
+        generate_kwargs: of the language model's `generate` (`top_k`, `top_p`, `num_beams`, ...). `temperature`,
+            `do_sample` and `generation_config` overrule `token_temperature`; a `temperature` above 0 samples.
+
+    Raises:
+        ValueError: there is no prompt; a prompt does not fit into the context; a negative temperature; another number
+            of generators than of drawings; `return_dict_in_generate` or `num_return_sequences`, which this function has
+            no use for; a `top_p` that is not above 0 and up to 1, or without sampling.
+    """
+    if token_guidance_scale is None:
+        token_guidance_scale = processor.token_guidance_scale
+    options = _choosing_options(token_temperature, processor.token_temperature or 0.0, generate_kwargs)
+    if options.get("return_dict_in_generate"):
+        raise ValueError(
+            "return_dict_in_generate does not work here, where only codes come back; for scores call "
+            "language_model.generate(**processor.drawing_prompts(...), generation_mode='image')."
+        )
+    stored = getattr(options.get("generation_config"), "num_return_sequences", None)
+    if (several := options.get("num_return_sequences") or stored or 1) != 1:
+        raise ValueError(
+            f"num_return_sequences is {several}, but every prompt gets one row here; pass num_images_per_prompt for "
+            "several drawings of each."
+        )
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
+    samples = options.get("do_sample", getattr(options.get("generation_config"), "do_sample", None))
+    if samples and isinstance(generator, list):
+        if len(generator) != len(prompts):
+            raise ValueError(f"Got {len(generator)} generators for {len(prompts)} drawings.")
+        groups = [([text], one) for text, one in zip(prompts, generator)]
+    else:
+        groups = [(prompts, generator[0] if isinstance(generator, list) else generator)]
+    device = model.device if device is None else torch.device(device)
+    if token_guidance_scale not in (None, 1):
+        options |= {
+            "token_guidance_scale": token_guidance_scale,
+            "unconditional_ids": processor.unconditional_prompt().to(device),
+        }
+    rows = []
+    for texts, one in groups:
+        inputs = processor.drawing_prompts(texts).to(device)
+        with _seeded(one if samples else None, device):
+            rows.append(processor.image_codes(model.generate(**inputs, generation_mode="image", **options)))
+    return torch.cat(rows)
 
 
 def sampling_options(temperature: float) -> dict:
     """
-    `generate`'s arguments for a temperature: 0 takes the likeliest token each time, more samples from all of them.
+    Return `generate`'s arguments for a temperature: 0 takes the likeliest token each time, more samples from all.
 
     Raises:
         ValueError: a negative temperature.
@@ -30,6 +176,237 @@ def sampling_options(temperature: float) -> dict:
     if not temperature:
         return {"do_sample": False}
     return {"do_sample": True, "temperature": float(temperature), **FROM_ALL_TOKENS}
+
+
+def _choosing_options(token_temperature: float | None, setting: float, generate_kwargs: dict) -> dict:
+    """
+    Complete `generate`'s arguments by those that say how a code is chosen, where they do not say it themselves.
+
+    Args:
+        token_temperature: what the caller asks for; `temperature` and `do_sample` in `generate_kwargs` overrule it.
+        setting: the repository's, for a caller who asks for nothing.
+    """
+    unset = [name for name in ("temperature", "do_sample") if generate_kwargs.get(name) is None]
+    options = {name: value for name, value in generate_kwargs.items() if name not in unset}
+    if options.get("generation_config") is not None and len(unset) == 2:
+        return options
+    temperature = options.pop("temperature", token_temperature)
+    if temperature is None:
+        temperature = setting
+    if options.get("do_sample") is False:
+        return options
+    chosen = sampling_options(temperature) | options
+    # A caller who samples by do_sample alone, without a temperature, chooses from all codes too, not from 50.
+    return FROM_ALL_TOKENS | chosen if chosen["do_sample"] else chosen
+
+
+@contextlib.contextmanager
+def _seeded(generator: torch.Generator | None, device: torch.device):
+    """
+    Seed torch's global generators, from which transformers samples, from `generator`, and restore them afterwards.
+
+    Args:
+        device: where the language model runs, and samples; the generator may be of another.
+    """
+    if generator is None:
+        yield
+        return
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    # manual_seed seeds every device of the kind; those of another kind draw nothing here, and are left alone.
+    kind = device.type if device.type != "cpu" else "cuda"
+    devices = range(torch.get_device_module(kind).device_count()) if device.type != "cpu" else []
+    with torch.random.fork_rng(devices, device_type=kind):
+        if devices:
+            torch.manual_seed(int(seed))
+        else:
+            torch.random.default_generator.manual_seed(int(seed))
+        yield
+
+
+# The grammar ---------------------------------------------------------------------------------------------------------
+
+
+class SeedGenerationMixin:
+    """The `generate` of a SEED language model, which keeps to the grammar of words and images."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        generation_mode: str = "text",
+        token_guidance_scale: float | None = None,
+        unconditional_ids: torch.LongTensor | None = None,
+        **kwargs,
+    ):
+        """
+        `GenerationMixin.generate`, kept within the grammar of words and images.
+
+        Args:
+            input_ids: `(batch, length)`, padded on the left (`attention_mask` says where). In mode "text" it may be
+                `inputs_embeds` instead, or nothing.
+            generation_mode: "text" writes words only, searched as the generation configuration says; "image" one image,
+                exactly `num_codes` codes and `</img>`, after a prompt whose `<img>` is added where it is missing, or
+                the rest of an image whose first codes end the prompt; "interleaved" lets the model choose, and keeps
+                every image that it opens whole.
+            token_guidance_scale: classifier-free guidance in mode "image"; None or 1 is off. Where prompts end with
+                codes, all have to end with as many.
+            unconditional_ids: `(1, length)`, the drawing prompt with an empty caption
+                ([`SeedProcessor.unconditional_prompt`]); needed for guidance.
+            kwargs: everything else that `generate` takes (sampling, beams, `num_return_sequences`, static cache,
+                streamers, ...). In the modes "image" and "interleaved" beams are used only where `num_beams` asks for
+                them: the model's generation configuration has them for words.
+
+        Raises:
+            ValueError: an unknown mode; a prompt that leaves no room in the context, or has ids of a larger vocabulary;
+                a limit that leaves no token or would cut an image short, in mode "interleaved" also that of a
+                generation configuration; guidance without `unconditional_ids` or outside mode "image".
+        """
+        if generation_mode not in GENERATION_MODES:
+            raise ValueError(f"generation_mode is {generation_mode!r}; expected one of {', '.join(GENERATION_MODES)}.")
+        input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
+        if input_ids is None and generation_mode != "text":
+            raise ValueError(f"generation_mode={generation_mode!r} needs input_ids, which SeedProcessor makes.")
+        if input_ids is not None and input_ids.numel():
+            lowest, highest = (int(limit) for limit in input_ids.aminmax())
+            if lowest < 0 or highest >= self.config.vocab_size:
+                raise ValueError(
+                    f"Token id {lowest if lowest < 0 else highest} is out of range; this model has "
+                    f"{self.config.vocab_size} words and visual tokens. Was the prompt made by another model's "
+                    "processor?"
+                )
+        if kwargs.get("assistant_model") is not None and generation_mode != "text":
+            raise ValueError(
+                f"assistant_model does not work in generation_mode={generation_mode!r}: what it proposes is not kept "
+                "to the grammar of images. Leave it out."
+            )
+        given_beams = getattr(generation_config, "num_beams", None)
+        if generation_mode != "text" and given_beams in (None, self.generation_config.num_beams):
+            kwargs = _GREEDY | kwargs  # the stored beams are for words
+        elif kwargs.get("num_beams") == 1:
+            kwargs = _GREEDY | kwargs
+        if generation_mode == "image":
+            input_ids, kwargs = self._open_image(input_ids, kwargs)
+        prompt = next((given for given in (input_ids, kwargs.get("inputs_embeds")) if given is not None), None)
+        prompt_length = 1 if prompt is None else prompt.shape[1]  # without a prompt, transformers starts from SOS
+        settings = [config for config in (generation_config, self.generation_config) if config is not None]
+        written = None if generation_mode == "text" else self._codes_written(input_ids)
+        new_tokens = self._room_for_answer(prompt_length, generation_mode, written, settings, kwargs)
+        kwargs.update(max_new_tokens=new_tokens, max_length=None)
+        if generation_mode == "image":
+            kwargs.update(eos_token_id=self.config.eoi_token_id, min_new_tokens=None, min_length=0)
+            # transformers would pad with </img>, of which one too many is an error.
+            if all(config.pad_token_id is None for config in settings):
+                kwargs.setdefault("pad_token_id", self._word_to_pad_with())
+
+        processors = LogitsProcessorList()
+        if token_guidance_scale not in (None, 1):
+            if generation_mode != "image" or unconditional_ids is None:
+                raise ValueError(
+                    "token_guidance_scale works in generation_mode='image' and needs unconditional_ids, which "
+                    "SeedProcessor.unconditional_prompt() gives."
+                )
+            begun = written.unique().tolist()
+            if len(begun) > 1:
+                raise ValueError(
+                    f"The images that these prompts have begun have {begun} codes; with token_guidance_scale all rows "
+                    "of a batch need as many."
+                )
+            processors.append(
+                SeedTokenGuidanceLogitsProcessor(
+                    self, token_guidance_scale, unconditional_ids, prompt_length - begun[0]
+                )
+            )
+        processors.extend(logits_processor or [])
+        # Last, so that no other processor lets a token through that the grammar forbids.
+        processors.append(SeedImageTokensLogitsProcessor(self.config, generation_mode, prompt_length + new_tokens))
+        if generation_config is not None:  # transformers wants settings in one place
+            generation_config = copy.deepcopy(generation_config)
+            kwargs = generation_config.update(**kwargs)
+        return super().generate(
+            input_ids,
+            generation_config=generation_config,
+            logits_processor=processors,
+            generation_mode=generation_mode,
+            **kwargs,
+        )
+
+    def _word_to_pad_with(self) -> int:
+        ends = self.config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        return next((token for token in (*ends, self.config.bos_token_id) if token is not None), 0)
+
+    def _open_image(self, input_ids: torch.LongTensor, kwargs: dict) -> tuple[torch.LongTensor, dict]:
+        """Lets every prompt end with `<img>`, or with the first codes of an image."""
+        opened = self._codes_written(input_ids) >= 0
+        if opened.all():
+            return input_ids, kwargs
+        if opened.any():
+            raise ValueError("Some prompts of this batch end with <img> and some do not; let all or none end with it.")
+        boi = input_ids.new_full((len(input_ids), 1), self.config.boi_token_id)
+        if (mask := kwargs.get("attention_mask")) is not None:
+            kwargs = kwargs | {"attention_mask": torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)}
+        return torch.cat([input_ids, boi], dim=1), kwargs
+
+    def _codes_written(self, input_ids: torch.LongTensor) -> torch.LongTensor:
+        config = self.config
+        return codes_written(input_ids, config.boi_token_id, config.eoi_token_id, config.num_codes)
+
+    def _room_for_answer(
+        self,
+        prompt_length: int,
+        mode: str,
+        written: torch.LongTensor | None,
+        settings: list[GenerationConfig],
+        kwargs: dict,
+    ) -> int:
+        """
+        How many tokens to write; an error where the context or the caller's limit does not let the answer fit.
+
+        Args:
+            written: how many codes the image has that each prompt leaves open, `(batch,)`, -1 where none is open; None
+                in mode "text".
+            settings: the first of them that has a limit gives it where `kwargs` have none, as far as it fits.
+        """
+        room = self.config.max_position_embeddings - prompt_length
+        asked = kwargs.pop("max_new_tokens", None)
+        if (max_length := kwargs.pop("max_length", None)) is not None and asked is None:
+            asked = max_length - prompt_length
+        if asked is None and mode != "image":  # an image is whole, whatever limit a configuration has for texts
+            for config in settings:
+                if config.max_new_tokens or config.max_length:
+                    limit = config.max_new_tokens or config.max_length - prompt_length
+                    asked = min(limit, room)
+                    break
+        opened = written is not None and bool((written >= 0).any())
+        # An image that a prompt has opened is finished, in mode "interleaved" too: the codes it lacks, and </img>.
+        least = self.config.num_codes - int(written[written >= 0].min()) + 1 if opened else 1
+        if room < least:
+            raise ValueError(
+                f"The prompt has {prompt_length} tokens; with {least} more for the answer it exceeds the context of "
+                f"{self.config.max_position_embeddings}. Shorten the prompt, or give it fewer images."
+            )
+        if opened and asked is not None and asked < least:
+            raise ValueError(
+                f"max_new_tokens (or max_length) leaves {asked} tokens, which would cut the image short: it lacks "
+                f"{least - 1} codes and </img>. Leave the limit out."
+            )
+        if mode == "image":
+            return least
+        if asked is None:  # transformers' default of 20 new tokens is less than an image
+            return room if mode == "interleaved" else min(20, room)
+        if asked < 1:
+            raise ValueError(
+                f"max_new_tokens (or max_length) leaves {asked} tokens after a prompt of {prompt_length}; ask for 1 to "
+                f"{room}."
+            )
+        if asked > room:  # pipelines ask for 256 on their own
+            logger.warning(
+                "%d new tokens after a prompt of %d do not fit into the context of %d; at most %d are written.",
+                asked, prompt_length, self.config.max_position_embeddings, room,
+            )  # fmt: skip
+        return min(asked, room)
 
 
 class SeedImageTokensLogitsProcessor(LogitsProcessor):
@@ -151,10 +528,16 @@ class SeedTokenGuidanceLogitsProcessor(LogitsProcessor):
 
 
 __all__ = [
+    "CACHE_NAME",
     "FROM_ALL_TOKENS",
     "GENERATION_MODES",
+    "WORD_SEARCH",
+    "SeedGenerationMixin",
     "SeedImageTokensLogitsProcessor",
     "SeedTokenGuidanceLogitsProcessor",
     "codes_written",
     "sampling_options",
+    "write_answers",
+    "write_captions",
+    "write_codes",
 ]

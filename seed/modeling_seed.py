@@ -3,10 +3,9 @@
 import hashlib
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from accelerate.utils.modeling import get_state_dict_offloaded_model
 from torch import nn
 from transformers import MODEL_MAPPING, Blip2VisionConfig, Blip2VisionModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -15,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
+from .checkpoints_seed import CompleteCheckpointMixin, own_tensor
 from .configuration_seed import SeedConfig
 from .modeling_seed_qformer import SeedAttention, SeedMLP, SeedQFormer
 from .quantization_seed import SeedCodebook, SeedVectorQuantizer
@@ -86,69 +86,6 @@ class SeedCodeDecoder(nn.Module):
         for block in self.blocks:
             hidden_states = block(hidden_states, attention_mask=mask)
         return hidden_states
-
-
-class CompleteCheckpointMixin:
-    """Put before a `PreTrainedModel`: a checkpoint that lacks a tensor is an error, not a warning."""
-
-    # What to do where the checkpoint is fine and just has no such part yet.
-    _advice_on_new_parts = (
-        "if it comes from an earlier training stage, name the parts that are new in new_modules=(...)."
-    )
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path, *model_args, new_modules: str | tuple[str, ...] = (), **kwargs
-    ):
-        """
-        As in transformers, except that a checkpoint which lacks a tensor is an error, not a warning.
-
-        Args:
-            new_modules: prefix or prefixes of module names that the checkpoint is expected to lack and that start
-                freshly initialised: a training stage names what it adds.
-
-        Raises:
-            ValueError: tensors are missing or have another shape (the latter unless `ignore_mismatched_sizes`).
-            FileNotFoundError, OSError: a file is missing or truncated.
-        """
-        new_modules = (new_modules,) if isinstance(new_modules, str) else tuple(new_modules)
-        wants_info = kwargs.pop("output_loading_info", False)
-        ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
-        checkpoint = f"The checkpoint {str(pretrained_model_name_or_path)!r}"
-        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder", ""))
-        # Of an adapter's folder, transformers loads the model that the adapter names.
-        has_config = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
-        no_config = pretrained_model_name_or_path and folder.is_dir() and not has_config
-        if no_config and kwargs.get("config") is None:
-            # transformers would build the full-size default model.
-            raise FileNotFoundError(f"{checkpoint} has no config.json: download or copy it again.")
-        try:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path,
-                *model_args,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported below, by name
-                **kwargs,
-            )
-        except SafetensorError as error:
-            raise OSError(
-                f"{checkpoint} has a weights file that is truncated or damaged ({error}): download or copy it again."
-            ) from error
-        missing = sorted(key for key in info["missing_keys"] if not key.startswith(new_modules))
-        if missing:
-            raise ValueError(
-                f"{checkpoint} lacks {len(missing)} tensors of {cls.__name__}, e.g. {missing[:5]}. It is incomplete "
-                f"or of another architecture: download or convert it again; {cls._advice_on_new_parts}"
-            )
-        mismatched = sorted(info["mismatched_keys"])
-        if mismatched and not ignore_mismatched:
-            name, stored, expected = mismatched[0]
-            raise ValueError(
-                f"{checkpoint} has {len(mismatched)} tensors of another shape than {cls.__name__} with this config, "
-                f"e.g. {name!r} of {tuple(stored)} instead of {tuple(expected)}. Load it with its own config, or pass "
-                "ignore_mismatched_sizes=True to start those tensors afresh."
-            )
-        return (model, info) if wants_info else model
 
 
 class SeedPreTrainedModel(CompleteCheckpointMixin, PreTrainedModel):
@@ -497,10 +434,8 @@ class SeedModel(SeedPreTrainedModel):
         """
         digest = hashlib.sha256()
         tensors = self.state_dict()
-        if any(tensor.is_meta for tensor in tensors.values()):  # offloaded, which needs accelerate
-            from accelerate.utils.modeling import get_state_dict_offloaded_model
-
-            own = {name: own_tensor(self, name) for name in tensors if "." not in name}  # which it leaves out
+        if any(tensor.is_meta for tensor in tensors.values()):  # offloaded by accelerate
+            own = {name: own_tensor(self, name) for name in tensors if "." not in name}  # accelerate leaves these out
             tensors = get_state_dict_offloaded_model(self) | own
         for name, tensor in sorted(tensors.items()):
             if _MAKES_CODES.match(name) and not _READS_TEXT.match(name):
@@ -557,17 +492,6 @@ def _start_position_scales(num_codes: int, code_dim: int) -> torch.Tensor:
     return scales
 
 
-def own_tensor(module: nn.Module, name: str) -> torch.Tensor:
-    """A module's own parameter or buffer, also where accelerate has offloaded it and hands it out in forward only."""
-    tensor = getattr(module, name)
-    if not tensor.is_meta or not hasattr(module, "_hf_hook"):
-        return tensor
-    module._hf_hook.pre_forward(module)
-    tensor = getattr(module, name).clone()
-    module._hf_hook.post_forward(module, None)
-    return tensor
-
-
 def _require_one(**arguments: torch.Tensor | None) -> None:
     given = [name for name, value in arguments.items() if value is not None]
     if len(given) != 1:
@@ -583,4 +507,4 @@ def _build_vision_model(config: PreTrainedConfig) -> PreTrainedModel:
     return model_class._from_config(config)
 
 
-__all__ = ["CompleteCheckpointMixin", "SeedModel", "SeedOutput", "SeedPreTrainedModel", "own_tensor"]
+__all__ = ["SeedModel", "SeedOutput", "SeedPreTrainedModel"]

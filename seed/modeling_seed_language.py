@@ -5,26 +5,20 @@ The text model's embedding and head stay as they are, bit for bit; what is new a
 embeddings and the visual head (DESIGN: so LoRA saves them whole, and ties between the text tables are never touched).
 """
 
-import copy
 import weakref
+from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LlamaForCausalLM, OPTForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import logging
 
-from .configuration_seed_language import SeedVocabularyFields
-from .generation_seed import (
-    GENERATION_MODES,
-    SeedImageTokensLogitsProcessor,
-    SeedTokenGuidanceLogitsProcessor,
-    codes_written,
-)
-from .modeling_seed import CompleteCheckpointMixin
-
-logger = logging.get_logger(__name__)
+from .checkpoints_seed import CompleteCheckpointMixin
+from .configuration_seed_language import SeedLlamaConfig, SeedOPTConfig, SeedVocabularyFields
+from .generation_seed import FROM_ALL_TOKENS, WORD_SEARCH, SeedGenerationMixin
+from .modeling_seed_visual_tokens import SeedInputEmbeddings, SeedVisualEmbeddings, VisualLinear
+from .repository_seed import SeedRepository
 
 # The modules that are trained whole beside LoRA: peft's `modules_to_save`.
 VISUAL_MODULES = ("visual_embeddings", "visual_head")
@@ -34,79 +28,7 @@ _NO_CODE_EMBEDDINGS = (
 )
 
 
-class VisualLinear(nn.Linear):
-    """
-    A linear layer of the visual tokens, which computes in its own dtype whatever the text model's is: in training it is
-    float32 on frozen weights of bfloat16. As a class of its own it is left out where quantised loading replaces every
-    `nn.Linear` (bitsandbytes), so that it can be trained beside a quantised text model.
-    """
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return super().forward(input.to(self.weight.dtype))
-
-
-class SeedVisualEmbeddings(nn.Module):
-    """
-    Input embeddings of the visual tokens: a fully connected projection of the frozen codebook (paper, section 3.3), to
-    which `config.code_embeddings` adds a row of its own per code, and a row each for `<img>` and `</img>`.
-
-    Args:
-        config: with the fields of [`SeedVocabularyFields`].
-        dim: width of the text model's embedding.
-    """
-
-    def __init__(self, config: SeedVocabularyFields, dim: int):
-        super().__init__()
-        self.register_buffer("codebook", torch.zeros(config.codebook_size, config.code_dim))
-        self.projection = VisualLinear(config.code_dim, dim)
-        self.codes = nn.Embedding(config.codebook_size, dim) if config.code_embeddings else None
-        self.delimiters = nn.Embedding(2, dim)
-
-    def forward(self, visual_ids: torch.LongTensor) -> torch.Tensor:
-        """`(...)`, 0 for `<img>`, 1 for `</img>`, 2 + k for code k -> `(..., dim)`."""
-        codes = (visual_ids - 2).clamp(min=0)
-        projected = self.projection(self.codebook[codes])
-        if self.codes is not None:
-            projected = projected + self.codes(codes)
-        delimiters = self.delimiters(visual_ids.clamp(max=1))
-        return torch.where((visual_ids < 2)[..., None], delimiters, projected)
-
-
-class SeedInputEmbeddings(nn.Embedding):
-    """
-    The text model's embedding, same weight and name, which takes ids of visual tokens too: transformers and peft embed
-    whatever a prompt holds by `get_input_embeddings()`. (Not peft's prompt tuning, which looks for a table of
-    `vocab_size` rows; the plain model of `merge_into_text_model` has one.)
-
-    Args:
-        words: the text model's own.
-        first_visual_id: id of `<img>`, with which the visual tokens begin.
-    """
-
-    # Whose visual embeddings they are; `get_input_embeddings` says so. Not a module of this one, nor copied with it.
-    # None in an embedding that was copied without its model.
-    model: weakref.ref | None = None
-
-    def __init__(self, words: nn.Embedding, first_visual_id: int):
-        super().__init__(*words.weight.shape, padding_idx=words.padding_idx, _weight=words.weight)
-        self.weight = words.weight  # the very parameter, to which the head may be tied
-        self.first_visual_id = first_visual_id
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"model": None}
-
-    def forward(self, input_ids: torch.LongTensor, words_only: bool = False) -> torch.Tensor:
-        """`(...)` -> `(..., dim)`; with `words_only` visual tokens get the row of token 0."""
-        words = super().forward(input_ids.masked_fill(input_ids >= self.first_visual_id, 0))
-        if words_only:
-            return words
-        model = self.model and self.model()
-        if model is None:
-            raise RuntimeError("This embedding has no model around it, whose visual embeddings it needs.")
-        return model._put_visual_embeddings(input_ids, words)
-
-
-class SeedLanguageModelMixin(CompleteCheckpointMixin):
+class SeedLanguageModelMixin(SeedGenerationMixin, CompleteCheckpointMixin):
     """
     Put before a `...ForCausalLM` class of transformers, whose text embedding and head it extends by visual tokens.
 
@@ -288,180 +210,6 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
             num_items = num_items.to(total.device)
         return total / num_items
 
-    # Generation ------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        generation_config: GenerationConfig | None = None,
-        logits_processor: LogitsProcessorList | None = None,
-        generation_mode: str = "text",
-        token_guidance_scale: float | None = None,
-        unconditional_ids: torch.LongTensor | None = None,
-        **kwargs,
-    ):
-        """
-        `GenerationMixin.generate`, kept within the grammar of words and images.
-
-        Args:
-            input_ids: `(batch, length)`, padded on the left (`attention_mask` says where). In mode "text" it may be
-                `inputs_embeds` instead, or nothing.
-            generation_mode: "text" writes words only; "image" one image, exactly `num_codes` codes and `</img>`, after
-                a prompt whose `<img>` is added where it is missing, or what is missing of an image whose first codes
-                end the prompt; "interleaved" lets the model choose, and keeps every image that it opens whole.
-            token_guidance_scale: classifier-free guidance in mode "image"; None or 1 is off. Where prompts end with
-                codes, all have to end with as many.
-            unconditional_ids: `(1, length)`, the drawing prompt with an empty caption
-                ([`SeedProcessor.unconditional_prompt`]); needed for guidance.
-            kwargs: everything else that `generate` takes (sampling, beams, `num_return_sequences`, static cache,
-                streamers, ...).
-
-        Raises:
-            ValueError: an unknown mode; a prompt that leaves no room in the context, or has ids of a larger vocabulary;
-                a limit that leaves no token or would cut an image short, in mode "interleaved" also that of a
-                generation configuration; guidance without `unconditional_ids` or outside mode "image".
-        """
-        if generation_mode not in GENERATION_MODES:
-            raise ValueError(f"generation_mode is {generation_mode!r}; expected one of {', '.join(GENERATION_MODES)}.")
-        input_ids = kwargs.pop("inputs", None) if input_ids is None else input_ids
-        if input_ids is None and generation_mode != "text":
-            raise ValueError(f"generation_mode={generation_mode!r} needs input_ids, which SeedProcessor makes.")
-        if input_ids is not None and input_ids.numel():
-            lowest, highest = (int(limit) for limit in input_ids.aminmax())
-            if lowest < 0 or highest >= self.config.vocab_size:
-                raise ValueError(
-                    f"Token id {lowest if lowest < 0 else highest} is out of range; this model has "
-                    f"{self.config.vocab_size} words and visual tokens. Was the prompt made by another model's "
-                    "processor?"
-                )
-        if kwargs.get("assistant_model") is not None and generation_mode != "text":
-            raise ValueError(
-                f"assistant_model does not work in generation_mode={generation_mode!r}: what it proposes is not kept "
-                "to the grammar of images. Leave it out."
-            )
-        if generation_mode == "image":
-            input_ids, kwargs = self._open_image(input_ids, kwargs)
-        prompt = next((given for given in (input_ids, kwargs.get("inputs_embeds")) if given is not None), None)
-        prompt_length = 1 if prompt is None else prompt.shape[1]  # without a prompt, transformers starts from SOS
-        settings = [config for config in (generation_config, self.generation_config) if config is not None]
-        written = None if generation_mode == "text" else self._codes_written(input_ids)
-        new_tokens = self._room_for_answer(prompt_length, generation_mode, written, settings, kwargs)
-        kwargs.update(max_new_tokens=new_tokens, max_length=None)
-        if generation_mode == "image":
-            kwargs.update(eos_token_id=self.config.eoi_token_id, min_new_tokens=None, min_length=0)
-            # transformers would pad with </img>, of which one too many is an error.
-            if all(config.pad_token_id is None for config in settings):
-                kwargs.setdefault("pad_token_id", self._word_to_pad_with())
-
-        processors = LogitsProcessorList()
-        if token_guidance_scale not in (None, 1):
-            if generation_mode != "image" or unconditional_ids is None:
-                raise ValueError(
-                    "token_guidance_scale works in generation_mode='image' and needs unconditional_ids, which "
-                    "SeedProcessor.unconditional_prompt() gives."
-                )
-            begun = written.unique().tolist()
-            if len(begun) > 1:
-                raise ValueError(
-                    f"The images that these prompts have begun have {begun} codes; with token_guidance_scale all rows "
-                    "of a batch need as many."
-                )
-            processors.append(
-                SeedTokenGuidanceLogitsProcessor(
-                    self, token_guidance_scale, unconditional_ids, prompt_length - begun[0]
-                )
-            )
-        processors.extend(logits_processor or [])
-        # Last, so that no other processor lets a token through that the grammar forbids.
-        processors.append(SeedImageTokensLogitsProcessor(self.config, generation_mode, prompt_length + new_tokens))
-        if generation_config is not None:  # transformers wants settings in one place
-            generation_config = copy.deepcopy(generation_config)
-            kwargs = generation_config.update(**kwargs)
-        return super().generate(
-            input_ids,
-            generation_config=generation_config,
-            logits_processor=processors,
-            generation_mode=generation_mode,
-            **kwargs,
-        )
-
-    def _word_to_pad_with(self) -> int:
-        ends = self.config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
-        return next((token for token in (*ends, self.config.bos_token_id) if token is not None), 0)
-
-    def _open_image(self, input_ids: torch.LongTensor, kwargs: dict) -> tuple[torch.LongTensor, dict]:
-        """Lets every prompt end with `<img>`, or with the first codes of an image."""
-        opened = self._codes_written(input_ids) >= 0
-        if opened.all():
-            return input_ids, kwargs
-        if opened.any():
-            raise ValueError("Some prompts of this batch end with <img> and some do not; let all or none end with it.")
-        boi = input_ids.new_full((len(input_ids), 1), self.config.boi_token_id)
-        if (mask := kwargs.get("attention_mask")) is not None:
-            kwargs = kwargs | {"attention_mask": torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)}
-        return torch.cat([input_ids, boi], dim=1), kwargs
-
-    def _codes_written(self, input_ids: torch.LongTensor) -> torch.LongTensor:
-        config = self.config
-        return codes_written(input_ids, config.boi_token_id, config.eoi_token_id, config.num_codes)
-
-    def _room_for_answer(
-        self,
-        prompt_length: int,
-        mode: str,
-        written: torch.LongTensor | None,
-        settings: list[GenerationConfig],
-        kwargs: dict,
-    ) -> int:
-        """
-        How many tokens to write; an error where the context or the caller's limit does not let the answer fit.
-
-        Args:
-            written: how many codes the image has that each prompt leaves open, `(batch,)`, -1 where none is open; None
-                in mode "text".
-            settings: the first of them that has a limit gives it where `kwargs` have none, as far as it fits.
-        """
-        room = self.config.max_position_embeddings - prompt_length
-        asked = kwargs.pop("max_new_tokens", None)
-        if (max_length := kwargs.pop("max_length", None)) is not None and asked is None:
-            asked = max_length - prompt_length
-        if asked is None and mode != "image":  # an image is whole, whatever limit a configuration has for texts
-            for config in settings:
-                if config.max_new_tokens or config.max_length:
-                    limit = config.max_new_tokens or config.max_length - prompt_length
-                    asked = min(limit, room)
-                    break
-        opened = written is not None and bool((written >= 0).any())
-        # An image that a prompt has opened is finished, in mode "interleaved" too: the codes it lacks, and </img>.
-        least = self.config.num_codes - int(written[written >= 0].min()) + 1 if opened else 1
-        if room < least:
-            raise ValueError(
-                f"The prompt has {prompt_length} tokens; with {least} more for the answer it exceeds the context of "
-                f"{self.config.max_position_embeddings}. Shorten the prompt, or give it fewer images."
-            )
-        if opened and asked is not None and asked < least:
-            raise ValueError(
-                f"max_new_tokens (or max_length) leaves {asked} tokens, which would cut the image short: it lacks "
-                f"{least - 1} codes and </img>. Leave the limit out."
-            )
-        if mode == "image":
-            return least
-        if asked is None:  # transformers' default of 20 new tokens is less than an image
-            return room if mode == "interleaved" else min(20, room)
-        if asked < 1:
-            raise ValueError(
-                f"max_new_tokens (or max_length) leaves {asked} tokens after a prompt of {prompt_length}; ask for 1 to "
-                f"{room}."
-            )
-        if asked > room:  # pipelines ask for 256 on their own
-            logger.warning(
-                "%d new tokens after a prompt of %d do not fit into the context of %d; at most %d are written.",
-                asked, prompt_length, self.config.max_position_embeddings, room,
-            )  # fmt: skip
-        return min(asked, room)
-
     # From a text model and back --------------------------------------------------------------------------------------
 
     @classmethod
@@ -476,7 +224,8 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
         Extends a text model by the visual tokens of an image tokenizer.
 
         The new model shares the text model's parameters (nothing is copied, so it takes seconds at any size); its
-        scores of words equal the text model's, bit for bit. The new rows start at the scale of the text's.
+        scores of words equal the text model's, bit for bit. The new rows start at the scale of the text's. Its
+        generation configuration is the text model's, except that words are searched as `WORD_SEARCH` says.
 
         Args:
             text_model: a pretrained model of `cls.text_model_class`.
@@ -525,7 +274,9 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
             getattr(model, name).to_empty(device=embedding.device).to(embedding.dtype)
         _share_tensors(text_model, model)
         model._start_visual_modules(quantizer.codebook.weight)
-        model.generation_config = GenerationConfig.from_dict(text_model.generation_config.to_dict())
+        settings = text_model.generation_config.to_dict()
+        settings = {name: value for name, value in settings.items() if name not in FROM_ALL_TOKENS | {"temperature": 1}}
+        model.generation_config = GenerationConfig.from_dict(settings | WORD_SEARCH)
         return model.train(text_model.training)
 
     @torch.no_grad()
@@ -621,6 +372,63 @@ class SeedLanguageModelMixin(CompleteCheckpointMixin):
         )
 
 
+class SeedOPTForCausalLM(SeedLanguageModelMixin, OPTForCausalLM):
+    """
+    SEED-OPT: an OPT with visual tokens in its vocabulary, which reads and writes images (paper, section 3.3).
+
+    `SeedOPTForCausalLM.from_text_model(opt, seed_model)` extends any OPT; `from_pretrained` loads what was saved.
+    """
+
+    config: SeedOPTConfig
+    config_class = SeedOPTConfig
+    text_model_class = OPTForCausalLM
+
+    def get_decoder(self):
+        return self.model.decoder
+
+
+class SeedLlamaForCausalLM(SeedLanguageModelMixin, LlamaForCausalLM):
+    """
+    SEED-Llama: a Llama with visual tokens in its vocabulary, the stronger language model of the paper's outlook
+    (section 5). It is used like [`SeedOPTForCausalLM`].
+    """
+
+    config: SeedLlamaConfig
+    config_class = SeedLlamaConfig
+    text_model_class = LlamaForCausalLM
+
+    def get_decoder(self):
+        return self.model
+
+
+LANGUAGE_MODELS = {model.config_class.model_type: model for model in (SeedOPTForCausalLM, SeedLlamaForCausalLM)}
+
+
+def load_language_model(
+    repository: SeedRepository | str | Path, dtype: torch.dtype | str = "auto"
+) -> SeedOPTForCausalLM | SeedLlamaForCausalLM:
+    """
+    Load the language model of a SEED repository, in evaluation mode.
+
+    Args:
+        repository: a local folder, a Hub id, or a [`SeedRepository`].
+        dtype: of the weights; "auto" takes the one they were saved in.
+
+    Raises:
+        ValueError: the repository has none.
+    """
+    if not isinstance(repository, SeedRepository):
+        repository = SeedRepository(repository)
+    model_type = repository.model_type()
+    if model_type not in LANGUAGE_MODELS:
+        raise ValueError(
+            f"{repository.name!r} has no language model: its config.json is of type {model_type!r}, expected one of "
+            f"{sorted(LANGUAGE_MODELS)}. To caption, answer or draw from words, name a repository with SEED-OPT."
+        )
+    folder = repository.fetch(["*.json", "model*.safetensors"])
+    return LANGUAGE_MODELS[model_type].from_pretrained(folder, dtype=dtype).eval()
+
+
 def _share_tensors(source: nn.Module, target: nn.Module, skip: tuple[str, ...] = ()) -> None:
     """Gives `target` the parameters and buffers of `source`, by name."""
     tensors = dict(source.named_parameters(remove_duplicate=False)) | dict(source.named_buffers(remove_duplicate=False))
@@ -632,4 +440,11 @@ def _share_tensors(source: nn.Module, target: nn.Module, skip: tuple[str, ...] =
         (module._parameters if leaf in module._parameters else module._buffers)[leaf] = tensor
 
 
-__all__ = ["VISUAL_MODULES", "SeedInputEmbeddings", "SeedLanguageModelMixin", "SeedVisualEmbeddings"]
+__all__ = [
+    "LANGUAGE_MODELS",
+    "VISUAL_MODULES",
+    "SeedLanguageModelMixin",
+    "SeedLlamaForCausalLM",
+    "SeedOPTForCausalLM",
+    "load_language_model",
+]

@@ -1,16 +1,12 @@
 """The diffusers pipeline of SEED: images, codes or words in, images out, drawn by any Stable Diffusion 1.x model."""
 
-import contextlib
 import copy
 import inspect
-import json
-import operator
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
@@ -19,36 +15,28 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from PIL import Image
-from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel
+from transformers import CLIPTextModel, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .configuration_seed import SeedConfig
-from .generation_seed import FROM_ALL_TOKENS, sampling_options
-from .image_inputs_seed import flatten_images, images_as_bytes
-from .image_processing_seed import SeedImageProcessorPil
-from .modeling_seed import SeedModel, own_tensor
-from .modeling_seed_llama import SeedLlamaForCausalLM
-from .modeling_seed_opt import SeedOPTForCausalLM
-from .processing_seed import IMAGES_PER_BATCH, SeedProcessor
-from .repository_seed import (
-    DECODER_FOLDER,
-    IMAGE_TOKENIZER_FOLDER,
-    fetch,
-    is_weight,
-    read_json,
-    read_settings,
-    remove_weights,
-    resolve_decoder,
-    resolve_image_tokenizer,
-    settled_name,
-    turn,
-    weight_variant,
-    write_settings,
+from .decoder_seed import (
+    check_decoder_fits,
+    draw_codes,
+    encode_codes,
+    encode_empty_prompt,
+    load_decoder,
+    save_decoder,
 )
+from .files_seed import replacing, write_json
+from .generation_seed import write_codes
+from .image_processing_seed import SeedImageProcessorPil, pixel_batches
+from .modeling_seed import SeedModel
+from .modeling_seed_language import load_language_model
+from .processing_seed import SeedProcessor
+from .repository_seed import DECODER_FOLDER, DECODER_PARTS, IMAGE_TOKENIZER_FOLDER, POINTER_FILE, SeedRepository
 
 # What a repository says about drawing, in the file that the pipeline shares with SeedProcessor.
 SETTINGS = ("guidance_scale", "num_inference_steps", "token_guidance_scale", "token_temperature")
-_LANGUAGE_MODELS = {model.config_class.model_type: model for model in (SeedOPTForCausalLM, SeedLlamaForCausalLM)}
 
 
 @dataclass
@@ -69,15 +57,14 @@ class _Source:
     Where `from_pretrained` found a pipeline's parts; `save_pretrained` takes from there what was not loaded.
 
     Args:
+        repository: the SEED repository.
         image_tokenizer: folder of the image tokenizer.
-        name, decoder, hub_options: what `resolve_decoder` takes.
-        variant: of the decoder's weights.
+        decoder, variant: what [`SeedRepository.decoder_folder`] takes.
     """
 
+    repository: SeedRepository
     image_tokenizer: Path
-    name: str | Path
     decoder: str | Path | None
-    hub_options: dict
     variant: str | None
 
 
@@ -122,12 +109,7 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
         token_temperature: float = 0.0,
     ):
         super().__init__()
-        generation_dim, wanted = image_tokenizer.config.generation_dim, unet.config.cross_attention_dim
-        if generation_dim != wanted:
-            raise ValueError(
-                f"This UNet reads text features of width {wanted}, but the image tokenizer's generation embeddings "
-                f"have width {generation_dim}: they were not trained for each other. Stable Diffusion 1.x has 768."
-            )
+        check_decoder_fits(unet, image_tokenizer)
         if (language_model is None) != (processor is None):
             raise ValueError("language_model and processor come together: pass both or neither.")
         if language_model is not None:
@@ -193,61 +175,42 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             FileNotFoundError, OSError: a folder or file is missing.
             ValueError: no decoder is named, or it does not fit the image tokenizer.
         """
-        unknown = sorted(hub_options.keys() - {"revision", "token", "cache_dir", "local_files_only"})
-        if unknown:
-            raise TypeError(f"Unknown argument {unknown[0]!r}; see SeedPipeline.from_pretrained.")
         dtype = _read_dtype(dtype if torch_dtype is None else torch_dtype)
-        settings = read_settings(fetch(pretrained_model_name_or_path, hub_options, ["*.json"]))
-        tokenizer_folder = resolve_image_tokenizer(pretrained_model_name_or_path, **hub_options)
+        repository = SeedRepository(pretrained_model_name_or_path, **hub_options)
+        tokenizer_folder = repository.image_tokenizer_folder()
         if image_tokenizer is None:
             image_tokenizer = SeedModel.from_pretrained(tokenizer_folder, use_text_branch=False, dtype=dtype)
         image_tokenizer.eval()
         weights_dtype = image_tokenizer.dtype if dtype == "auto" else dtype
-
-        text_parts = [] if image_tokenizer.config.has_empty_prompt_embeds else ["text_encoder/", "tokenizer/"]
-        decoder_folder = resolve_decoder(
-            pretrained_model_name_or_path, decoder, ("unet/", "vae/", "scheduler/", *text_parts), variant, **hub_options
+        stable_diffusion = load_decoder(
+            repository, image_tokenizer, decoder, weights_dtype, variant, unet=unet, vae=vae, scheduler=scheduler
         )
-        text = {}
-        if text_parts:
-            folder = decoder_folder / "text_encoder"
-            text["text_encoder"] = load_complete(CLIPTextModel, folder, weights_dtype, variant)
-            text["tokenizer"] = AutoTokenizer.from_pretrained(decoder_folder / "tokenizer")
         if language_model is True:
-            language_model = load_language_model(pretrained_model_name_or_path, dtype=dtype, **hub_options)
+            language_model = load_language_model(repository, dtype=dtype)
         if language_model and processor is None:
             processor = SeedProcessor.from_pretrained(pretrained_model_name_or_path, **hub_options)
-        stable_diffusion = StableDiffusionPipeline.from_pretrained(
-            decoder_folder,
-            unet=unet or load_complete(UNet2DConditionModel, decoder_folder / "unet", weights_dtype, variant),
-            vae=vae or load_complete(AutoencoderKL, decoder_folder / "vae", weights_dtype, variant),
-            text_encoder=None,
-            tokenizer=None,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-            **({} if scheduler is None else {"scheduler": scheduler}),
-        )
+        settings = repository.settings()
         pipeline = cls(
             image_tokenizer=image_tokenizer,
             unet=stable_diffusion.unet,
             vae=stable_diffusion.vae,
             scheduler=stable_diffusion.scheduler,
             image_processor=SeedImageProcessorPil.from_pretrained(tokenizer_folder),
+            text_encoder=stable_diffusion.text_encoder,
+            tokenizer=stable_diffusion.tokenizer,
             language_model=language_model or None,
             processor=processor if language_model else None,
-            **text,
             **{key: settings[key] for key in SETTINGS if key in settings},
         )
-        name = settled_name(pretrained_model_name_or_path)
-        decoder = decoder and settled_name(decoder)
-        pipeline._source = _Source(tokenizer_folder.absolute(), name, decoder, hub_options, variant)
+        if decoder and Path(decoder).is_dir():
+            decoder = Path(decoder).absolute()
+        pipeline._source = _Source(repository, tokenizer_folder.absolute(), decoder, variant)
         return pipeline
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         """
-        Saves the pipeline as a repository of the house: `image_tokenizer/`, `decoder/` (a stock Stable Diffusion
-        repository) and `processor_config.json`; the language model and its processor, if there are, at the top.
+        Save the pipeline as a SEED repository: `image_tokenizer/`, `decoder/` (a stock Stable Diffusion repository) and
+        `processor_config.json`; the language model and its processor, if it has them, at the top.
 
         What `from_pretrained` had no use for comes from where it loaded the rest: the image tokenizer's text branch,
         text tokenizer and captions (unless the image tokenizer is another one since), and the decoder's text encoder
@@ -267,19 +230,19 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             raise ValueError("safe_serialization is False; weights are saved as safetensors only.")
         root = Path(save_directory)
         self.check_image_tokenizer_hash(root)
-        with replacing_files(root) as partial:
+        with replacing(root) as partial:
             self._save_image_tokenizer(partial / IMAGE_TOKENIZER_FOLDER)
             self._save_decoder(partial / DECODER_FOLDER, **kwargs)
             if self.language_model is not None:
                 self.language_model.save_pretrained(partial)
         if self.processor is not None:
             self.processor.save_pretrained(root)
-        settings = read_settings(root) | {
+        settings = SeedRepository(root).settings() | {
             "image_tokenizer": IMAGE_TOKENIZER_FOLDER,
             "decoder": DECODER_FOLDER,
             **{key: self.config[key] for key in SETTINGS},
         }
-        write_settings(root, settings)
+        write_json(root / POINTER_FILE, settings)
 
     def check_image_tokenizer_hash(self, root: str | Path) -> None:
         """
@@ -294,8 +257,8 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
         """
         if self.language_model is not None:
             trained = self.language_model.config.image_tokenizer_hash or self.processor.image_tokenizer_hash
-        elif self._source and Path(self._source.name).resolve() == Path(root).resolve():
-            trained = read_settings(Path(root)).get("image_tokenizer_hash")
+        elif self._source and Path(self._source.repository.name).resolve() == Path(root).resolve():
+            trained = self._source.repository.settings().get("image_tokenizer_hash")
         else:
             trained = None
         if trained is not None and (own := self.image_tokenizer.codes_hash()) != trained:
@@ -321,26 +284,12 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
         self.image_processor.save_pretrained(folder)
 
     def _save_decoder(self, folder: Path, **kwargs) -> None:
-        self._stable_diffusion().save_pretrained(folder, **kwargs)
-        absent = [part for part in ("text_encoder", "tokenizer") if getattr(self, part) is None]
-        if self._source is None or not absent:
-            return
-        source = self._source
-        stored = resolve_decoder(
-            source.name, source.decoder, tuple(f"{part}/" for part in absent), source.variant, **source.hub_options
-        )
-        index, copied = read_json(stored / "model_index.json"), {}
-        for part in absent:
-            if part not in index or not (stored / part).is_dir():
-                continue
-            if part == "text_encoder":  # in the variant that is saved, not the one that was loaded
-                encoder = load_complete(CLIPTextModel, stored / part, "auto", source.variant)
-                encoder.save_pretrained(folder / part, variant=kwargs.get("variant"))
-            else:
-                shutil.copytree(stored / part, folder / part)
-            copied[part] = index[part]
-        path = folder / "model_index.json"
-        path.write_text(json.dumps(read_json(path) | copied, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        stored = None
+        if self._source and (self.text_encoder is None or self.tokenizer is None):
+            source = self._source
+            absent = tuple(part for part in DECODER_PARTS if part in ("text_encoder/", "tokenizer/"))
+            stored = source.repository.decoder_folder(source.decoder, absent, source.variant)
+        save_decoder(self._stable_diffusion(), folder, stored, **kwargs)
 
     # Drawing ---------------------------------------------------------------------------------------------------------
 
@@ -353,14 +302,14 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             images: a PIL image, a path, an array or a tensor, or a list of them. Floats of 0 .. 1 are what diffusers
                 returns for "np" and "pt".
         """
-        images = self.image_processor.fetch_images(flatten_images(images_as_bytes(images)))
-        if not images:
+        # accelerate's offloading hooks listen to forward only, which would go on to decode the codes.
+        tokenize = apply_forward_hook(lambda model, *args: model.get_image_tokens(*args))
+        codes = [
+            tokenize(self.image_tokenizer, pixel_values.to(self._execution_device))
+            for pixel_values in pixel_batches(self.image_processor, images)
+        ]
+        if not codes:
             raise ValueError("images is empty; expected at least one.")
-        # accelerate's offloading listens to forward only, which would go on to decode the codes.
-        tokenize, codes = apply_forward_hook(lambda model, *args: model.get_image_tokens(*args)), []
-        for start in range(0, len(images), IMAGES_PER_BATCH):
-            batch = self.image_processor(images[start : start + IMAGES_PER_BATCH], return_tensors="pt")
-            codes.append(tokenize(self.image_tokenizer, batch["pixel_values"].to(self._execution_device)))
         return torch.cat(codes)
 
     @torch.no_grad()
@@ -373,38 +322,12 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             codes: `(batch, num_codes)`.
             prefix_length: use the first k codes only; a number for all rows, or one per row.
         """
-        codes = codes.to(self._execution_device)
-        if isinstance(prefix_length, bool):
-            raise TypeError(f"prefix_length is {prefix_length}; expected a number of codes, or one per row.")
-        if prefix_length is not None and not np.iterable(prefix_length):
-            prefix_length = operator.index(prefix_length)
-        if prefix_length is None or isinstance(prefix_length, int):
-            # Through forward, where accelerate's offloading listens.
-            outputs = self.image_tokenizer(codes=codes, prefix_length=prefix_length)
-            return outputs.generation_embeddings.to(self.unet.dtype)
-        prefix_length = [operator.index(length) for length in prefix_length]  # tensors' elements are no keys
-        if len(prefix_length) != len(codes):
-            raise ValueError(f"Got {len(prefix_length)} prefix lengths for {len(codes)} rows of codes.")
-        rows = {k: [row for row, length in enumerate(prefix_length) if length == k] for k in set(prefix_length)}
-        embeds = torch.cat([self.encode_codes(codes[rows[k]], k) for k in rows])
-        order = torch.tensor([row for k in rows for row in rows[k]], device=embeds.device)
-        return embeds[order.argsort()]
+        return encode_codes(self.image_tokenizer, codes, prefix_length, self._execution_device).to(self.unet.dtype)
 
     @torch.no_grad()
     def encode_empty_prompt(self) -> torch.Tensor:
         """The text features of the empty prompt, `(1, 77, generation_dim)`: `negative_prompt_embeds` for guidance."""
-        if self.image_tokenizer.config.has_empty_prompt_embeds:
-            embeds = own_tensor(self.image_tokenizer, "empty_prompt_embeds")
-        elif self.text_encoder is not None and self.tokenizer is not None:
-            length = self.image_tokenizer.config.reverse_qformer_config.num_queries
-            inputs = self.tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-            embeds = self.text_encoder(inputs.input_ids.to(self._execution_device)).last_hidden_state
-        else:
-            raise ValueError(
-                "Guidance needs the text features of the empty prompt. This image tokenizer does not hold them: give "
-                "the pipeline the decoder's text_encoder and tokenizer, call image_tokenizer.set_empty_prompt_embeds, "
-                "or draw with guidance_scale=1."
-            )
+        embeds = encode_empty_prompt(self.image_tokenizer, self.text_encoder, self.tokenizer, self._execution_device)
         return embeds.to(self._execution_device, self.unet.dtype)
 
     @torch.no_grad()
@@ -418,64 +341,30 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
         **generate_kwargs,
     ) -> torch.LongTensor:
         """
-        Codes that the language model writes for prompts, `(batch * num_images_per_prompt, num_codes)`.
+        Write the codes of drawings with the language model, `(batch * num_images_per_prompt, num_codes)`.
 
-        Args:
-            prompt: one or more captions; "" draws unconditionally.
-            num_images_per_prompt: rows per prompt: different ones where the model samples, else the same one repeated.
-            token_guidance_scale: guidance against the empty prompt; the pipeline's setting if None, 1 is off.
-            token_temperature: at which codes are sampled, from all of them unless `generate_kwargs` limit the choice;
-                the pipeline's setting if None, 0 takes the likeliest code each time.
-            generator: seeds the sampling; a list, one per row, samples each row by itself.
-            generate_kwargs: of the language model's `generate` (`top_k`, `top_p`, `num_beams`, ...). `temperature`,
-                `do_sample` and `generation_config` overrule `token_temperature`; a `temperature` above 0 samples.
+        The arguments are those of [`write_codes`]; None takes the pipeline's settings.
 
         Raises:
-            ValueError: there is no language model, or no prompt; a prompt does not fit into its context; a negative
-                temperature; another number of generators than of drawings; `return_dict_in_generate`;
-                `num_return_sequences`.
+            ValueError: there is no language model; or see [`write_codes`].
         """
         if self.language_model is None:
             raise ValueError(
                 "Drawing from a prompt needs a language model: load the pipeline with "
                 "SeedPipeline.from_pretrained(..., language_model=True) from a repository that has one."
             )
-        if token_guidance_scale is None:
-            token_guidance_scale = self.config.token_guidance_scale
-        generate_kwargs = _choosing_options(token_temperature, self.config.token_temperature, generate_kwargs)
-        if generate_kwargs.get("return_dict_in_generate"):
-            raise ValueError(
-                "return_dict_in_generate does not work here, where codes alone come back; for scores and the like call "
-                "language_model.generate(**processor.drawing_prompts(...), generation_mode='image')."
-            )
-        stored = getattr(generate_kwargs.get("generation_config"), "num_return_sequences", None)
-        if (several := generate_kwargs.get("num_return_sequences") or stored or 1) != 1:
-            raise ValueError(
-                f"num_return_sequences is {several}, but every prompt gets one row here; pass "
-                "num_images_per_prompt for several drawings of each."
-            )
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        prompts = [text for text in prompts for _ in range(num_images_per_prompt)]
-        samples = generate_kwargs.get("do_sample", getattr(generate_kwargs.get("generation_config"), "do_sample", None))
-        if samples and isinstance(generator, list):
-            if len(generator) != len(prompts):
-                raise ValueError(f"Got {len(generator)} generators for {len(prompts)} drawings.")
-            groups = [([text], one) for text, one in zip(prompts, generator)]
-        else:
-            groups = [(prompts, generator)]
-        rows = []
-        for texts, one in groups:
-            inputs = self.processor.drawing_prompts(texts).to(self._execution_device)
-            with _seeded(one if samples else None, self._execution_device):
-                written = self.language_model.generate(
-                    **inputs,
-                    generation_mode="image",
-                    token_guidance_scale=token_guidance_scale,
-                    unconditional_ids=self.processor.unconditional_prompt().to(self._execution_device),
-                    **generate_kwargs,
-                )
-            rows.append(self.processor.image_codes(written))
-        return torch.cat(rows)
+        settings = {"token_guidance_scale": token_guidance_scale, "token_temperature": token_temperature}
+        settings = {name: self.config[name] if value is None else value for name, value in settings.items()}
+        return write_codes(
+            self.language_model,
+            self.processor,
+            prompt,
+            num_images_per_prompt,
+            generator=generator,
+            device=self._execution_device,
+            **settings,
+            **generate_kwargs,
+        )
 
     def check_inputs(
         self, images, codes, prompt, num_images_per_prompt: int = 1, num_inference_steps: int | None = None, options=()
@@ -561,15 +450,16 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
             guidance_scale = self.config.guidance_scale
         if num_inference_steps is None:
             num_inference_steps = self.config.num_inference_steps
-        embeds = self.encode_codes(codes, prefix_length)
-        negative = self.encode_empty_prompt().expand(len(embeds), -1, -1) if guidance_scale > 1 else None
-        drawn = self._stable_diffusion()(
-            prompt_embeds=embeds,
-            negative_prompt_embeds=negative,
+        drawn = draw_codes(
+            self._stable_diffusion(),
+            self.image_tokenizer,
+            codes,
+            prefix_length,
+            guidance_scale,
+            num_inference_steps,
+            device=self._execution_device,
             height=height,
             width=width,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
             num_images_per_prompt=num_images_per_prompt,
             generator=generator,
             latents=latents,
@@ -597,53 +487,6 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
         return pipeline
 
 
-def load_language_model(
-    name: str | Path, dtype: torch.dtype | str = "auto", **hub_options
-) -> SeedOPTForCausalLM | SeedLlamaForCausalLM:
-    """
-    The language model of a SEED repository.
-
-    Args:
-        name: a local folder or a Hub id.
-        hub_options: as in [`SeedPipeline.from_pretrained`].
-
-    Raises:
-        ValueError: the repository has none.
-    """
-    model_type = read_json(fetch(name, hub_options, ["*.json"]) / "config.json").get("model_type")
-    if model_type not in _LANGUAGE_MODELS:
-        raise ValueError(
-            f"{str(name)!r} has no language model: its config.json is of type {model_type!r}, expected one of "
-            f"{sorted(_LANGUAGE_MODELS)}. To caption, answer or draw from words, name a repository with SEED-OPT."
-        )
-    folder = fetch(name, hub_options, ["*.json", "model*.safetensors"])
-    return _LANGUAGE_MODELS[model_type].from_pretrained(folder, dtype=dtype).eval()
-
-
-@contextlib.contextmanager
-def replacing_files(root: Path) -> Iterator[Path]:
-    """
-    A new folder inside `root` to save into, whose files, once all are written, take the places of those in `root`.
-
-    So a save that fails changes nothing; and weights that are being saved may be mapped from the files they replace.
-    Weights of an earlier save in other shards, or of another variant, go.
-    """
-    partial = root / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        files = sorted((path for path in partial.rglob("*") if path.is_file()), key=turn)
-        for folder in {file.parent for file in files if is_weight(file)}:
-            remove_weights(root / folder.relative_to(partial))
-        for file in files:
-            target = root / file.relative_to(partial)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file.replace(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def _with_text_branch(model: SeedModel, folder: Path) -> SeedModel:
     """A copy of an image tokenizer, its text branch read from `folder`, where it was left out in loading."""
     config = copy.deepcopy(model.config)
@@ -664,52 +507,6 @@ def _read_dtype(dtype: torch.dtype | str) -> torch.dtype | str:
     return found
 
 
-def _choosing_options(token_temperature: float | None, setting: float, generate_kwargs: dict) -> dict:
-    """
-    `generate`'s arguments, with those that say how a code is chosen where they do not say it themselves.
-
-    Args:
-        token_temperature: what the caller asks for; over it go `temperature` and `do_sample` of `generate_kwargs`.
-        setting: the pipeline's, for a caller who asks for nothing.
-    """
-    unset = [name for name in ("temperature", "do_sample") if generate_kwargs.get(name) is None]
-    options = {name: value for name, value in generate_kwargs.items() if name not in unset}
-    if options.get("generation_config") is not None and len(unset) == 2:
-        return options
-    temperature = options.pop("temperature", token_temperature)
-    if temperature is None:
-        temperature = setting
-    if options.get("do_sample") is False:
-        return options
-    chosen = sampling_options(temperature) | options
-    # Who samples at no temperature, by do_sample alone, chooses from all codes too, not from transformers' 50.
-    return FROM_ALL_TOKENS | chosen if chosen["do_sample"] else chosen
-
-
-@contextlib.contextmanager
-def _seeded(generator: torch.Generator | list[torch.Generator] | None, device: torch.device):
-    """
-    transformers samples from the global generators; seeds them from ours, and restores them afterwards.
-
-    Args:
-        device: where the language model runs, and samples; the generator may be of another.
-    """
-    generator = generator[0] if isinstance(generator, list) else generator
-    if generator is None:
-        yield
-        return
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-    # manual_seed seeds every device of the kind; those of another kind draw nothing here, and are left alone.
-    kind = device.type if device.type != "cpu" else "cuda"
-    devices = range(torch.get_device_module(kind).device_count()) if device.type != "cpu" else []
-    with torch.random.fork_rng(devices, device_type=kind):
-        if devices:
-            torch.manual_seed(int(seed))
-        else:
-            torch.random.default_generator.manual_seed(int(seed))
-        yield
-
-
 def _check_same_codebook(language_model, image_tokenizer: SeedModel) -> None:
     """Whether the language model was made for this codebook, up to rounding to the dtypes they are loaded in."""
     ours, theirs = language_model.visual_embeddings.codebook, image_tokenizer.quantizer.codebook.weight
@@ -726,44 +523,4 @@ def _check_same_codebook(language_model, image_tokenizer: SeedModel) -> None:
     )
 
 
-def load_complete(model_class, folder: Path, dtype: torch.dtype | str, variant: str | None = None):
-    """
-    A model of the decoder, as saved by diffusers, in the variant that is asked for or the only one that is there.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        OSError: no weights of that variant, or damaged ones.
-        ValueError: a tensor is missing, which would be random weights; or the weights are pickled.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"The decoder has no folder {str(folder)!r}: download or copy it again.")
-    weights = [path for path in folder.iterdir() if is_weight(path) and path.suffix == ".safetensors"]
-    variants = {weight_variant(path) for path in weights}
-    if variant is None and len(variants) == 1:
-        (variant,) = variants
-    if not weights and any(folder.glob("*.bin")):
-        raise ValueError(
-            f"The decoder's {folder.name} has pickled weights only ({next(folder.glob('*.bin')).name}), which are not "
-            "loaded, as they may run code. Convert it: load it with diffusers' StableDiffusionPipeline, and save it "
-            "with save_pretrained, which writes safetensors."
-        )
-    # The decoder may have another VAE than AutoencoderKL, e.g. AutoencoderTiny.
-    named = getattr(diffusers, read_json(folder / "config.json").get("_class_name", ""), None)
-    if isinstance(named, type) and issubclass(named, diffusers.ModelMixin):
-        model_class = named
-    try:
-        model, info = model_class.from_pretrained(
-            folder, dtype=dtype, variant=variant, use_safetensors=True, output_loading_info=True
-        )
-    except OSError as error:
-        raise OSError(f"{error} The decoder is incomplete or damaged: download or copy it again.") from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"The checkpoint {str(folder)!r} lacks {len(missing)} tensors of {model_class.__name__}, e.g. "
-            f"{missing[:5]}: download or copy it again."
-        )
-    return model
-
-
-__all__ = ["SeedPipeline", "SeedPipelineOutput", "load_complete", "load_language_model"]
+__all__ = ["SeedPipeline", "SeedPipelineOutput"]

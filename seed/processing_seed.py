@@ -1,34 +1,29 @@
 """SEED's processor: words, images and codes to the token ids of a language model, and back."""
 
-import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase
-from transformers.processing_utils import ProcessorMixin
+from transformers import BatchFeature, PreTrainedTokenizerBase
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, TextKwargs, Unpack
 
 from .chat_templates_seed import INSTRUCTION_CHAT_TEMPLATE, question_chat_template
-from .image_inputs_seed import check_placeholders, flatten_codes, flatten_images, id_rows, images_as_bytes
+from .files_seed import copy_folder, read_json, write_json
+from .image_processing_seed import pixel_batches
 from .modeling_seed import SeedModel
-from .repository_seed import (
-    DECODER_PARTS,
-    IMAGE_TOKENIZER_FOLDER,
-    fetch,
-    follow_pointer,
-    point_to,
-    push_folder,
-    read_settings,
-    settled_name,
-)
-from .sequences_seed import IMAGE_PLACEHOLDER, SeedSequencesMixin, given_codes
+from .repository_seed import DECODER_FOLDER, DECODER_PARTS, IMAGE_TOKENIZER_FOLDER, SeedRepository, push_folder
+from .sequences_seed import SeedSequencesMixin, given_codes
+from .vocabulary_seed import IMAGE_PLACEHOLDER, check_placeholders, check_visual_tokens, flatten_codes, id_rows
 
-BOI_TOKEN, EOI_TOKEN, CODE_TOKEN = "<img>", "</img>", "<img_{:05d}>"
-# What `processor_config.json` calls the processor's pointers: [`SeedPipeline`] reads the same file.
-_POINTERS = {"image_repository": "image_tokenizer", "decoder_repository": "decoder"}
-IMAGES_PER_BATCH = 32
+# The names that the processor's pointers have in `processor_config.json`, which [`SeedPipeline`] reads too.
+_POINTERS = {"image_repository": IMAGE_TOKENIZER_FOLDER, "decoder_repository": DECODER_FOLDER}
 _TOKENIZER_ARGUMENTS = ("padding", "padding_side", "truncation", "max_length", "return_tensors")
+
+
+class SeedProcessorKwargs(ProcessingKwargs, total=False):
+    _defaults = {
+        "text_kwargs": {"padding": True, "padding_side": "left", "add_special_tokens": True, "return_tensors": "pt"}
+    }
 
 
 class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
@@ -40,18 +35,20 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
 
     Args:
         image_processor: [`SeedImageProcessor`].
-        tokenizer: of the text model, extended by `extend_tokenizer`; it is made to pad on the left.
+        tokenizer: the text model's, extended by `extend_tokenizer`; it is made to pad on the left.
         image_repository, decoder_repository: where the image tokenizer and the Stable Diffusion decoder lie: a folder
             relative to the processor's, or a Hub id. In `processor_config.json` they are called `image_tokenizer` and
             `decoder`, and [`SeedPipeline`] reads them, too. None keeps what a saved file says, or else the default.
         num_codes, codebook_size: of the image tokenizer.
         image_tokenizer_hash: [`SeedModel.codes_hash`] of the image tokenizer that the language model was trained with;
             another one is refused. None allows any.
-        caption_prompt, question_prompt, drawing_prompt: of the paper (section 4); the trained model knows no others.
-        guidance_scale, num_inference_steps: of the diffusion; token_guidance_scale, token_temperature: of the language
-            model, when drawing. None keeps what a saved file says, or else the pipeline's default.
-        chat_template: a Jinja template, or several by name; that of `question_chat_template` as "default" and
-            INSTRUCTION_CHAT_TEMPLATE as "instruction" if None.
+        caption_prompt, question_prompt, drawing_prompt: the paper's (section 4); the trained model knows no others.
+        max_caption_tokens, max_answer_tokens: longest caption and answer; longer ones are cut (our choice).
+        guidance_scale, num_inference_steps: how the diffusion draws; None keeps what a saved file says, or else the
+            pipeline's default.
+        token_guidance_scale, token_temperature: how the language model writes codes; None keeps what is there, too.
+        chat_template: a Jinja template, or several by name. If None, the one of `question_chat_template` is "default"
+            and INSTRUCTION_CHAT_TEMPLATE is "instruction".
 
     Raises:
         ValueError: the tokenizer's visual tokens are missing or not contiguous.
@@ -72,6 +69,8 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         caption_prompt: str = "A photo of",
         question_prompt: str = "Question: {} Short answer",
         drawing_prompt: str = "Generate an image",
+        max_caption_tokens: int = 32,
+        max_answer_tokens: int = 16,
         guidance_scale: float | None = None,
         num_inference_steps: int | None = None,
         token_guidance_scale: float | None = None,
@@ -84,8 +83,10 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
             default = question_chat_template(question_prompt, caption_prompt)
             chat_template = {"default": default, "instruction": INSTRUCTION_CHAT_TEMPLATE}
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
-        self.boi_token_id = _check_visual_tokens(tokenizer, codebook_size)
+        self.boi_token_id = check_visual_tokens(tokenizer, codebook_size)
         tokenizer.padding_side = "left"  # for generation; transformers' pipelines pad by what the tokenizer says
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
         self.eoi_token_id = self.boi_token_id + 1
         self.first_code_token_id = self.boi_token_id + 2
         self.image_repository = image_repository
@@ -96,29 +97,17 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         self.caption_prompt = caption_prompt
         self.question_prompt = question_prompt
         self.drawing_prompt = drawing_prompt
+        self.max_caption_tokens = max_caption_tokens
+        self.max_answer_tokens = max_answer_tokens
         self.guidance_scale = guidance_scale
         self.num_inference_steps = num_inference_steps
         self.token_guidance_scale = token_guidance_scale
         self.token_temperature = token_temperature
-        self.name_or_path: str | None = None
-        self.hub_options: dict = {}  # that it was loaded with, for what is loaded later from the same repository
+        # Where it was loaded from; the image tokenizer and the decoder are looked for there.
+        self.repository: SeedRepository | None = None
         self._device = torch.device("cpu")
         self._image_tokenizer: SeedModel | None = None
         self._decoder = None
-
-    @staticmethod
-    def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> PreTrainedTokenizerBase:
-        """
-        Adds `<img>`, `</img>` and a token per code after the text vocabulary, in place; nothing if they are there.
-
-        Raises:
-            ValueError: the tokenizer has some of them already, elsewhere.
-        """
-        # Not special: "special" tokens vanish when text is decoded, and with them the images.
-        tokens = [AddedToken(token, special=False, normalized=False) for token in _visual_tokens(codebook_size)]
-        tokenizer.add_tokens(tokens)
-        _check_visual_tokens(tokenizer, codebook_size)
-        return tokenizer
 
     # Loading and saving ----------------------------------------------------------------------------------------------
 
@@ -130,7 +119,7 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """
-        As in transformers; remembers where from, so that the image tokenizer can be found later.
+        Load a processor as transformers does, and remember its repository, in which the image tokenizer is found later.
 
         Raises:
             ValueError: a `subfolder` of a Hub repository, in which the image tokenizer would not be found.
@@ -144,9 +133,9 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
             )
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor = loaded[0] if isinstance(loaded, tuple) else loaded
-        processor.name_or_path = settled_name(pretrained_model_name_or_path)
         names = ("revision", "token", "cache_dir", "local_files_only")
-        processor.hub_options = {name: kwargs[name] for name in names if kwargs.get(name)}
+        options = {name: kwargs[name] for name in names if kwargs.get(name)}
+        processor.repository = SeedRepository(pretrained_model_name_or_path, **options)
         return loaded
 
     @classmethod
@@ -185,20 +174,16 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
                 setattr(self, argument, pointer)
 
     def _pointer_from(self, root: Path, part: str, pointer: str | None, whole: bool) -> str | None:
-        """What the file in the folder `root` says of where a part lies."""
+        """Return what the file in the folder `root` says about where a part lies."""
         if (root / part).is_dir():
             return part
         found = pointer
-        if self.name_or_path is not None and root.resolve() != Path(self.name_or_path).resolve():
-            stored = read_settings(fetch(self.name_or_path, self.hub_options, ["*.json"])).get(part)
-            if pointer == stored:  # else it was set since, and is taken at its word
-                found = point_to(self.name_or_path, part, root, self.hub_options)
+        if self.repository is not None and root.resolve() != Path(self.repository.name).resolve():
+            if pointer == self.repository.settings().get(part):  # else it was set since, and is taken at its word
+                found = self.repository.pointer_from(root, part)
         if found is None or not whole or not (root / found).is_dir():
             return pointer if found is None else found
-        partial = root / f"{part}.partial"  # what is there under its name is whole
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(root / found, partial)
-        partial.rename(root / part)
+        copy_folder(root / found, root / part)
         return part
 
     def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload SeedProcessor", **options) -> str:
@@ -228,13 +213,10 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         return {name: value for name, value in values.items() if value is not None}
 
     def to_json_file(self, json_file_path) -> None:
-        """Writes `processor_config.json`, all or nothing, and keeps in it what only [`SeedPipeline`] has set."""
-        path = Path(json_file_path)
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        kept.pop("image_tokenizer_hash", None)  # of which None means that any will do, not that nothing is said
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(kept | self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        """Write `processor_config.json` whole, and keep in it what only [`SeedPipeline`] has set."""
+        kept = read_json(Path(json_file_path))
+        kept.pop("image_tokenizer_hash", None)  # here None means that any image tokenizer will do
+        write_json(Path(json_file_path), kept | self.to_dict())
 
     # The image tokenizer ---------------------------------------------------------------------------------------------
 
@@ -310,10 +292,10 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         """
         if self._image_tokenizer is None:
             pointer = self.image_repository or IMAGE_TOKENIZER_FOLDER
-            if self.name_or_path is not None:
-                folder = follow_pointer(self.name_or_path, pointer, self.hub_options, [""])
+            if self.repository is not None:
+                folder = self.repository.follow(pointer, [""])
             elif pointer != IMAGE_TOKENIZER_FOLDER:
-                folder = fetch(pointer, self.hub_options, ["*.json", "*.safetensors"])
+                folder = SeedRepository(pointer).fetch(["*.json", "*.safetensors"])
             else:
                 raise ValueError(
                     "This processor was not loaded from a repository, so it does not know its image tokenizer: call "
@@ -326,23 +308,31 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
     @torch.no_grad()
     def tokenize_images(self, images, **images_kwargs) -> torch.LongTensor:
         """
-        Codes of images, `(images, num_codes)`.
+        Return the codes of images, `(images, num_codes)`.
 
         Args:
             images: an image (PIL, array, tensor, path or address), or lists of them. Arrays and tensors hold 0 .. 255,
                 or floats of 0 .. 1, as diffusers returns them; without `do_rescale` what the model is given.
             images_kwargs: of the image processor.
         """
-        if images_kwargs.get("do_rescale", self.image_processor.do_rescale):
-            images = images_as_bytes(images)
-        images = self.image_processor.fetch_images(flatten_images(images))
-        if not images:
-            return torch.empty(0, self.num_codes, dtype=torch.long)
-        model, codes = self.load_image_tokenizer(), []
-        for start in range(0, len(images), IMAGES_PER_BATCH):
-            batch = self.image_processor(images[start : start + IMAGES_PER_BATCH], return_tensors="pt", **images_kwargs)
-            codes.append(model.get_image_tokens(batch["pixel_values"].to(model.device)).cpu())
+        codes = [torch.empty(0, self.num_codes, dtype=torch.long)]
+        for pixel_values in pixel_batches(self.image_processor, images, **images_kwargs):
+            model = self.load_image_tokenizer()
+            codes.append(model.get_image_tokens(pixel_values.to(model.device)).cpu())
         return torch.cat(codes)
+
+    def read_codes(self, codes=None, images=None, **images_kwargs) -> torch.LongTensor | list:
+        """
+        Return the codes of all images in order, one row per image, from codes or from images.
+
+        Raises:
+            ValueError: both are given.
+        """
+        if codes is not None and images is not None:
+            raise ValueError("Pass either images or codes, not both.")
+        if codes is not None:
+            return flatten_codes(codes)
+        return [] if images is None else self.tokenize_images(images, **images_kwargs)
 
     # Words and images in ---------------------------------------------------------------------------------------------
 
@@ -351,57 +341,43 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         text: str | Sequence[str] | None = None,
         images=None,
         codes=None,
-        return_tensors: str | None = "pt",
-        padding: bool | str = True,
-        padding_side: str = "left",
-        max_length: int | None = None,
-        add_special_tokens: bool = True,
-        images_kwargs: dict | None = None,
-        text_kwargs: dict | None = None,
-        **unsupported,
+        **kwargs: Unpack[SeedProcessorKwargs],
     ) -> BatchFeature:
         """
-        Token ids of words and images: each `<image>` in a text becomes `<img> codes </img>` of the next image.
+        Make token ids of words and images: each `<image>` in a text becomes `<img> codes </img>` of the next image.
 
         Args:
             text: one text or a list of them; None for one `<image>` per image.
             images: one image, a list for all texts in order, or a list per text; PIL, arrays, tensors, paths,
                 addresses.
-            codes: `(images, num_codes)`, or lists of them as of images, instead of `images`.
-            return_tensors: "pt", "np", or None for lists.
-            padding: True pads to the longest text, "max_length" to `max_length`, False not at all.
-            padding_side: "left", for generation, or "right".
-            max_length: longer sequences are an error; the model's context, for example. Nothing is truncated, because
-                half an image is none.
-            add_special_tokens: put SOS before the first word (after images that come before it).
-            images_kwargs: for the image processor, which may also be given among the other arguments. text_kwargs:
-                the arguments above that concern text, as transformers' pipelines pass them; they count where an
-                argument is given twice.
+            codes: `(images, num_codes)`, or lists of codes as of images, instead of `images`.
+            kwargs: arguments for texts and for the image processor, flat or in `text_kwargs` and `images_kwargs`. For
+                texts: `return_tensors` ("pt", "np", or None for lists); `padding` (True pads to the longest text,
+                "max_length" to `max_length`, False not at all); `padding_side` ("left", for generation, or "right");
+                `max_length` (longer sequences are an error, for example the model's context: nothing is truncated,
+                because half an image is none); `add_special_tokens` (puts SOS before the first word, after images that
+                come before it).
 
         Returns:
             `input_ids` and `attention_mask`, `(batch, length)`.
 
         Raises:
             ValueError: placeholders and images disagree; codes of another shape or range; visual tokens in the text
-                that form no whole image; a text that is too long; `truncation`; an image processor's argument given
-                twice.
+                that form no whole image; a text that is too long; `truncation`; an argument given twice.
             TypeError: an unknown argument; a text of another type.
         """
-        if text_kwargs:
-            named = {
-                "return_tensors": return_tensors,
-                "padding": padding,
-                "padding_side": padding_side,
-                "max_length": max_length,
-                "add_special_tokens": add_special_tokens,
-            }
-            return self(text, images, codes, images_kwargs=images_kwargs, **unsupported | named | text_kwargs)
-        of_images = self.image_processor.valid_kwargs.__annotations__.keys() & unsupported.keys()
-        if twice := sorted(of_images & (images_kwargs or {}).keys()):
-            raise ValueError(f"{twice[0]!r} is given twice, in images_kwargs and beside it; give it once.")
-        images_kwargs = {name: unsupported.pop(name) for name in of_images} | (images_kwargs or {})
-        _refuse(unsupported)
-        rows = self._codes_or_images(codes, images, **images_kwargs)
+        for_images = self.image_processor.valid_kwargs.__annotations__.keys() - TextKwargs.__annotations__.keys()
+        known = {"text_kwargs", "images_kwargs", "common_kwargs", *TextKwargs.__annotations__, *for_images}
+        # transformers' own callers pass audio=None and the like.
+        kwargs = {name: value for name, value in kwargs.items() if name in known or value not in (None, False)}
+        if unknown := sorted(kwargs.keys() - known):
+            raise TypeError(f"Unknown argument {unknown[0]!r}; see SeedProcessor.__call__.")
+        merged = self._merge_kwargs(SeedProcessorKwargs, **kwargs)
+        images_kwargs = {name: value for name, value in merged["images_kwargs"].items() if name in for_images}
+        text_kwargs = merged["text_kwargs"]
+        if text_kwargs.pop("truncation", False):
+            raise ValueError("Truncation would cut images in two; shorten the text instead.")
+        rows = self.read_codes(codes, images, **images_kwargs)
         if text is None:
             if not len(rows):
                 raise ValueError("Pass text, images or codes.")
@@ -418,10 +394,45 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
             ids = self._fill(sample, image_ids)
             opens = ids[-1:] == [self.boi_token_id]
             self.split_images(ids[:-1] if opens else ids)  # raises where visual tokens in the text form no image
-            if add_special_tokens and (place := self._sos_place(ids)) is not None:
+            if text_kwargs["add_special_tokens"] and (place := self._sos_place(ids)) is not None:
                 ids.insert(place, self._sos_token_id)
             sequences.append(ids)
-        return self._pad(sequences, padding, padding_side, max_length, return_tensors)
+        names = ("padding", "padding_side", "max_length", "return_tensors")
+        return self.pad_ids(sequences, **{name: text_kwargs[name] for name in names if name in text_kwargs})
+
+    def pad_ids(
+        self,
+        sequences: list[list[int]],
+        padding: bool | str = True,
+        padding_side: str = "left",
+        max_length: int | None = None,
+        return_tensors: str | None = "pt",
+    ) -> BatchFeature:
+        """
+        Pad sequences of ids to a batch: `input_ids` and `attention_mask`, `(batch, length)`.
+
+        Raises:
+            ValueError: there is no sequence, or one is longer than `max_length`.
+        """
+        if not sequences:
+            raise ValueError("There is nothing to make a prompt of: no text, image or question was given.")
+        lengths = [len(ids) for ids in sequences]
+        if max_length is not None and max(lengths) > max_length:
+            raise ValueError(
+                f"Text {lengths.index(max(lengths))} has {max(lengths)} tokens with its images, more than the "
+                f"{max_length} that fit; shorten it, or give it fewer images ({self.num_codes + 2} tokens each)."
+            )
+        # transformers would advise to pad while encoding, which cannot be done with codes.
+        self.tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
+        padded = self.tokenizer.pad(
+            {"input_ids": sequences},
+            padding=padding,
+            padding_side=padding_side,
+            max_length=max_length if padding == "max_length" else None,
+            return_attention_mask=True,
+            return_tensors=return_tensors,
+        )
+        return BatchFeature(dict(padded))
 
     def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
         """
@@ -493,49 +504,35 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
             return self.draw(self.image_codes(rows))
         return [self._decode_parts(self.split_images(row, allow_incomplete), decode_kwargs) for row in rows]
 
-    def image_codes(self, ids) -> torch.LongTensor:
-        """
-        Codes of the last image of each row, `(batch, length)` -> `(batch, num_codes)`.
-
-        Raises:
-            ValueError: a row has no image, or one that is cut short or misplaced.
-        """
-        images = [[part for kind, part in self.split_images(row) if kind == "image"] for row in id_rows(ids)]
-        if not all(images):
-            raise ValueError(f"Row {[bool(found) for found in images].index(False)} has no image.")
-        return torch.tensor([found[-1] for found in images])
-
     def draw(self, codes: torch.LongTensor, **kwargs) -> list:
         """
-        PIL images of codes, `(batch, num_codes)`, by the repository's decoder, which is loaded when first needed.
+        Draw PIL images of codes, `(batch, num_codes)`, by the repository's decoder, which is loaded when first needed.
 
         Args:
-            kwargs: of [`SeedPipeline`]'s call (`generator`, `num_inference_steps`, `guidance_scale`, ...).
+            kwargs: of [`draw_codes`](decoder_seed.py): `generator`, `num_inference_steps`, `guidance_scale`, ...
 
         Raises:
             ValueError: the processor was not loaded from a repository.
         """
-        if self._decoder is None:
-            from .pipeline_seed import SeedPipeline  # needs diffusers, which nothing else here does
+        if self.repository is None:
+            raise ValueError("This processor was not loaded from a repository: draw with SeedPipeline(codes=...).")
+        from .decoder_seed import draw_codes, load_decoder  # imports diffusers, which nothing else here needs
 
-            if self.name_or_path is None:
-                raise ValueError("This processor was not loaded from a repository: draw with SeedPipeline(codes=...).")
-            pointer, decoder = self.decoder_repository, None
-            stored = read_settings(fetch(self.name_or_path, self.hub_options, ["*.json"])).get("decoder")
-            if pointer not in (None, stored):  # set since; a pointer all the same, not a path from here
-                decoder = follow_pointer(
-                    self.name_or_path, pointer, self.hub_options, ["model_index.json", *DECODER_PARTS]
-                )
-            self._decoder = SeedPipeline.from_pretrained(
-                self.name_or_path,
-                decoder=decoder,
-                image_tokenizer=self.load_image_tokenizer(),
-                dtype=torch.float32,
-                **self.hub_options,
-            )
-            self._decoder.to(self._device)
-            self._decoder.set_progress_bar_config(disable=True)
-        return self._decoder(codes=codes, **kwargs).images
+        settings = self.repository.settings()
+        if self._decoder is None:
+            pointer, folder = self.decoder_repository, None
+            if pointer not in (
+                None,
+                settings.get("decoder"),
+            ):  # set since; a pointer all the same, not a path from here
+                folder = self.repository.follow(pointer, ["model_index.json", *DECODER_PARTS])
+            decoder = load_decoder(self.repository, self.load_image_tokenizer(), folder, torch.float32)
+            decoder.set_progress_bar_config(disable=True)
+            self._decoder = decoder.to(self._device)
+        for name in ("guidance_scale", "num_inference_steps"):
+            if kwargs.get(name) is None and name in settings:
+                kwargs[name] = settings[name]
+        return draw_codes(self._decoder, self.load_image_tokenizer(), codes, **kwargs).images
 
     def post_process_image_text_to_text(
         self, generated_outputs, skip_special_tokens: bool = True, **kwargs
@@ -551,84 +548,6 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
             elif words := self.tokenizer.decode(content, **decode_kwargs).strip():
                 decoded.append(words)
         return decoded
-
-    # Parts -----------------------------------------------------------------------------------------------------------
-
-    def _codes_or_images(self, codes, images, **images_kwargs) -> torch.LongTensor | list:
-        """Codes of all images, in order, `(images, num_codes)`."""
-        if codes is not None and images is not None:
-            raise ValueError("Pass either images or codes, not both.")
-        if codes is not None:
-            return flatten_codes(codes)
-        return [] if images is None else self.tokenize_images(images, **images_kwargs)
-
-    def _pad(
-        self,
-        sequences: list[list[int]],
-        padding: bool | str = True,
-        side: str = "left",
-        max_length: int | None = None,
-        return_tensors: str | None = "pt",
-    ) -> BatchFeature:
-        if not sequences:
-            raise ValueError("There is nothing to make a prompt of: no text, image or question was given.")
-        lengths = [len(ids) for ids in sequences]
-        if max_length is not None and max(lengths) > max_length:
-            raise ValueError(
-                f"Text {lengths.index(max(lengths))} has {max(lengths)} tokens with its images, more than the "
-                f"{max_length} that fit; shorten it, or give it fewer images ({self.num_codes + 2} tokens each)."
-            )
-        if padding not in (True, False, "longest", "max_length", "do_not_pad", None) or side not in ("left", "right"):
-            raise ValueError(f"padding is {padding!r} on side {side!r}; expected True, 'max_length' or False.")
-        if padding == "max_length" and max_length is None:
-            raise ValueError("padding='max_length' needs max_length.")
-        width = max_length if padding == "max_length" else max(lengths)
-        if padding in (False, "do_not_pad", None):
-            if return_tensors is not None and len(set(lengths)) > 1:
-                raise ValueError(f"Texts of {lengths} tokens make no tensor; pass padding=True or return_tensors=None.")
-            width = 0
-        pad = self.tokenizer.pad_token_id
-        pad = self._eos_token_id if pad is None else pad
-        ids, masks = [], []
-        for sequence in sequences:
-            gap = max(width - len(sequence), 0)
-            filler, mask = [pad] * gap, [1] * len(sequence)
-            ids.append(filler + sequence if side == "left" else sequence + filler)
-            masks.append([0] * gap + mask if side == "left" else mask + [0] * gap)
-        return BatchFeature({"input_ids": ids, "attention_mask": masks}, tensor_type=return_tensors)
-
-
-def _visual_tokens(codebook_size: int) -> list[str]:
-    return [BOI_TOKEN, EOI_TOKEN, *(CODE_TOKEN.format(code) for code in range(codebook_size))]
-
-
-def _check_visual_tokens(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> int:
-    """The id of `<img>`, if `</img>` and the codes follow it without a gap and nothing follows them."""
-    vocabulary, wanted = tokenizer.get_vocab(), _visual_tokens(codebook_size)
-    missing = next((token for token in wanted if token not in vocabulary), None)
-    if missing is not None:
-        raise ValueError(
-            f"The tokenizer has no token {missing}; a codebook of {codebook_size} codes needs <img>, </img> and "
-            f"{wanted[2]} ... {wanted[-1]}: call SeedProcessor.extend_tokenizer(tokenizer, codebook_size) on the text "
-            "model's own tokenizer."
-        )
-    first = len(tokenizer) - len(wanted)
-    for place, token in enumerate(wanted):
-        if vocabulary[token] != first + place:
-            raise ValueError(
-                f"The tokenizer's {token} has the id {vocabulary[token]}; expected {first + place}: of "
-                f"{len(tokenizer)} ids, the last {len(wanted)} must be <img>, </img> and the {codebook_size} codes, in "
-                "order. Extend the text model's own tokenizer afresh, with the image tokenizer's codebook_size."
-            )
-    return first
-
-
-def _refuse(unsupported: dict) -> None:
-    given = {name: value for name, value in unsupported.items() if value not in (None, False)}
-    if "truncation" in given:
-        raise ValueError("Truncation would cut images in two; shorten the text instead.")
-    if given:
-        raise TypeError(f"Unknown argument {sorted(given)[0]!r}; see SeedProcessor.__call__.")
 
 
 __all__ = ["SeedProcessor"]

@@ -1,95 +1,222 @@
 """Where the parts of a SEED repository lie: folders beside the checkpoint, or pointers to other repositories."""
 
-import json
 import os
 import re
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from .files_seed import CONFIG_FILE, read_json
+
 IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
 DECODER_FOLDER = "decoder"
-# Holds the pointers to both folders, which may be ids of other repositories, and the settings to draw with; in a
-# repository with a language model also everything else that SeedProcessor stores.
+# Holds the pointers to both folders, which may be ids of other repositories, and the settings to draw with. In a
+# repository with a language model it also holds everything else that SeedProcessor stores.
 POINTER_FILE = "processor_config.json"
-CONFIG_FILE = "config.json"
-# As transformers and diffusers name weights: one file, or shards and their index.
-WEIGHT_FILES = ("model*.safetensors*", "diffusion_pytorch_model*.safetensors*")
-_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".ckpt", ".h5", ".msgpack", ".onnx", ".pb", ".pt", ".pth"}
 DECODER_PARTS = ("unet/", "vae/", "scheduler/", "text_encoder/", "tokenizer/")
+_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".ckpt", ".h5", ".msgpack", ".onnx", ".pb", ".pt", ".pth"}
 
 
-def resolve_image_tokenizer(name: str | Path, **hub_options) -> Path:
+@dataclass(frozen=True)
+class SeedRepository:
     """
-    The folder of the image tokenizer (weights, image processor, text tokenizer) that a model argument names.
+    A SEED repository: a local folder or a Hub id, with the options that the Hub is asked with.
 
     Args:
-        name: a repository with `image_tokenizer/` or a pointer to it, or the image tokenizer's own folder or Hub id.
-        hub_options: as in [`SeedPipeline.from_pretrained`].
-
-    Raises:
-        FileNotFoundError: the repository has no image tokenizer.
+        name: a local folder, kept as its absolute path so that it is right wherever the process goes, or a Hub id.
+        revision, token, cache_dir, local_files_only: as in `huggingface_hub`.
     """
-    folder = fetch(name, hub_options, ["*.json"])
-    if _model_type(folder) == "seed":
-        return fetch(name, hub_options, ["*.json", "*.safetensors", "*.txt"])
-    pointer = read_settings(folder).get("image_tokenizer", IMAGE_TOKENIZER_FOLDER)
-    return follow_pointer(name, pointer, hub_options, [""])
+
+    name: str | Path
+    revision: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+
+    def __post_init__(self):
+        name = os.path.abspath(self.name) if Path(self.name).is_dir() else str(self.name)
+        object.__setattr__(self, "name", name)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the repository is a folder on this machine."""
+        return Path(self.name).is_dir()
+
+    @property
+    def hub_options(self) -> dict:
+        """The options that were given, by name."""
+        names = ("revision", "token", "cache_dir", "local_files_only")
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
+
+    def fetch(self, patterns: list[str], variant: str | None = None) -> Path:
+        """
+        Return the local folder as it is, or download the files of the Hub repository that match `patterns`.
+
+        Args:
+            patterns: shell patterns of file names.
+            variant: the variant of the weights that is wanted; see `spare_weights` for those that are left out.
+
+        Raises:
+            FileNotFoundError: `name` is neither a folder nor a possible Hub id.
+            OSError: the Hub does not give the files.
+        """
+        if self.is_local:
+            return Path(self.name)
+        spare = {}
+        if any(not pattern.endswith(".json") for pattern in patterns) and not self.local_files_only:
+            try:
+                options = {key: value for key, value in self.hub_options.items() if key in ("revision", "token")}
+                files = HfApi().repo_info(self.name, timeout=10, **options).siblings
+                spare = {"ignore_patterns": spare_weights([file.rfilename for file in files], variant)}
+            except Exception:  # offline, with any HTTP library; the next lines say whether the files are there
+                pass
+        try:
+            return Path(snapshot_download(self.name, allow_patterns=patterns, **spare, **self.hub_options))
+        except HFValidationError as error:
+            raise FileNotFoundError(
+                f"{self.name!r} is no folder here, and no id of a repository on the Hub."
+            ) from error
+        except OSError as error:
+            raise OSError(
+                f"{self.name!r} is no folder here, and no repository of that id could be fetched from the Hub: {error}"
+            ) from error
+
+    def settings(self) -> dict:
+        """Return what `processor_config.json` holds; nothing if there is no such file."""
+        return read_json(self.fetch(["*.json"]) / POINTER_FILE)
+
+    def model_type(self) -> str | None:
+        """Return the model type that the root's `config.json` names; None if there is none."""
+        return read_json(self.fetch(["*.json"]) / CONFIG_FILE).get("model_type")
+
+    def has_language_model(self) -> bool:
+        """Say whether the root holds a language model, or only an image tokenizer or nothing."""
+        return self.model_type() not in (None, "seed")
+
+    def image_tokenizer_folder(self) -> Path:
+        """
+        Return the folder of the image tokenizer (weights, image processor, text tokenizer), downloaded if necessary.
+
+        The repository may have a folder `image_tokenizer`, a pointer to another one, or be an image tokenizer itself.
+
+        Raises:
+            FileNotFoundError: the repository has no image tokenizer.
+        """
+        if self.model_type() == "seed":
+            return self.fetch(["*.json", "*.safetensors", "*.txt"])
+        return self.follow(self.settings().get("image_tokenizer", IMAGE_TOKENIZER_FOLDER), [""])
+
+    def decoder_folder(
+        self,
+        decoder: str | Path | None = None,
+        parts: tuple[str, ...] = DECODER_PARTS,
+        variant: str | None = None,
+    ) -> Path:
+        """
+        Return the folder of the Stable Diffusion model that this repository draws with, downloaded if necessary.
+
+        Args:
+            decoder: use this one instead of the one that the repository names: a folder, which counts before a folder
+                of that name in the repository, a pointer (see `follow`), or a Hub id. If the folder is itself a SEED
+                repository, its decoder is used.
+            parts: the sub-folders that are needed; others are not downloaded.
+            variant: of the weights, for example "fp16"; others are not downloaded.
+
+        Raises:
+            FileNotFoundError: the repository has no decoder, and none is given.
+        """
+        if decoder and (Path(decoder) / POINTER_FILE).is_file() and not (Path(decoder) / "model_index.json").is_file():
+            return SeedRepository(decoder, **self.hub_options).decoder_folder(parts=parts, variant=variant)
+        if decoder and Path(decoder).is_dir():
+            return Path(decoder)
+        pointer = decoder or self.settings().get("decoder", DECODER_FOLDER)
+        return self.follow(pointer, ["model_index.json", *parts], variant)
+
+    def follow(self, pointer: str | Path, parts: list[str], variant: str | None = None) -> Path:
+        """
+        Return the folder that a pointer names: inside this repository or relative to it, a local folder, another
+        repository, or a folder in another repository ("organisation/name/folder").
+
+        Args:
+            parts: the files and folders below it that are needed; "" is all of it.
+            variant: of the weights.
+
+        Raises:
+            FileNotFoundError: the pointer is the default folder, and the repository has none.
+        """
+        inside = self.fetch([f"{pointer}/{part}*" for part in parts], variant) / pointer
+        if inside.is_dir():
+            return inside
+        if str(pointer) in (IMAGE_TOKENIZER_FOLDER, DECODER_FOLDER):
+            raise FileNotFoundError(
+                f"{self.name!r} has no folder {str(pointer)!r}. A SEED repository holds image_tokenizer/ and decoder/, "
+                f"or names other repositories for them in {POINTER_FILE}; for an image tokenizer alone, pass "
+                "decoder=... with the folder or Hub id of a Stable Diffusion 1.x model."
+            )
+        # The revision belongs to this repository, not to the one that is pointed to.
+        options = {key: value for key, value in self.hub_options.items() if key != "revision"}
+        owner, *names = PurePath(pointer).parts
+        if len(names) > 1 and not Path(pointer).is_dir() and not PurePath(pointer).is_absolute() and owner != "..":
+            folder = "/".join(names[1:])
+            other = SeedRepository(f"{owner}/{names[0]}", **options)
+            return other.fetch([f"{folder}/{part}*" for part in parts], variant) / folder
+        return SeedRepository(pointer, **options).fetch([f"{part}*" for part in parts], variant)
+
+    def pointer_from(self, start: str | Path, part: str) -> str | None:
+        """
+        Return the pointer that another repository, in the folder `start`, writes to have a part of this one.
+
+        Only JSON files are downloaded.
+
+        Args:
+            start: a local folder, which need not exist yet.
+            part: IMAGE_TOKENIZER_FOLDER or DECODER_FOLDER.
+
+        Returns:
+            For a folder its path relative to `start`, so that both can be moved together; else the Hub id, followed by
+            the folder in that repository if it is not all of it. None if there is no such part.
+        """
+        folder = self.fetch(["*.json"])
+        is_the_part = part == IMAGE_TOKENIZER_FOLDER and self.model_type() == "seed"
+        pointer = "." if is_the_part else self.settings().get(part, part)
+        found = folder / pointer
+        if not found.is_dir():
+            if pointer == part:
+                return None
+            if not (found := Path(pointer)).is_dir():
+                return pointer
+        if self.is_local or found != folder / pointer:
+            return Path(os.path.relpath(found.resolve(), Path(start).resolve())).as_posix()
+        return self.name if pointer == "." else f"{self.name}/{pointer}"
 
 
-def resolve_decoder(
-    name: str | Path,
-    decoder: str | Path | None = None,
-    parts: tuple[str, ...] = DECODER_PARTS,
-    variant: str | None = None,
-    **hub_options,
-) -> Path:
+def spare_weights(files: list[str], variant: str | None) -> list[str]:
     """
-    The folder of the Stable Diffusion model that a SEED repository draws with.
+    Name the weights of a repository that nothing here reads.
 
-    Args:
-        name: the SEED repository.
-        decoder: a folder, as it stands, or a pointer from `name` (see [`follow_pointer`]), or a Hub id, to use instead
-            of the one that is named there; of a folder that is itself a SEED repository, its decoder.
-        parts: the sub-folders that are needed; others are not downloaded.
-        variant: of the weights, e.g. "fp16"; others are not downloaded.
-        hub_options: as in [`SeedPipeline.from_pretrained`].
-
-    Raises:
-        FileNotFoundError: the repository has no decoder, and none is given.
+    Where there are safetensors of the variant that is asked for (else without a variant, else of any), these are the
+    weights of other variants and formats, of which Stable Diffusion's repositories hold gigabytes.
     """
-    if decoder and (Path(decoder) / POINTER_FILE).is_file() and not (Path(decoder) / "model_index.json").is_file():
-        return resolve_decoder(decoder, parts=parts, variant=variant, **hub_options)
-    if decoder and Path(decoder).is_dir():  # before a folder of that name in the repository
-        return Path(decoder)
-    settings = read_settings(fetch(name, hub_options, ["*.json"]))
-    pointer = decoder or settings.get("decoder", DECODER_FOLDER)
-    return follow_pointer(name, pointer, hub_options, ["model_index.json", *parts], variant)
+    folders: dict[str, list[PurePath]] = {}
+    for file in map(PurePath, files):
+        if file.suffix in _WEIGHT_SUFFIXES:
+            folders.setdefault(file.parent.as_posix(), []).append(file)
+    spare = []
+    for weights in folders.values():
+        own = [file for file in weights if file.suffix == ".safetensors"]
+        wanted = next((name for name in (variant, None) if any(weight_variant(file) == name for file in own)), "any")
+        kept = [file for file in own if wanted in ("any", weight_variant(file))]
+        spare += [file.as_posix() for file in weights if kept and file not in kept]
+    return spare
 
 
-def has_language_model(name: str | Path) -> bool:
-    """Whether a SEED repository holds a language model beside its image tokenizer, or is an image tokenizer alone."""
-    return _model_type(fetch(name, {}, ["*.json"])) not in (None, "seed")
-
-
-def remove_weights(folder: Path) -> None:
-    """Removes a model's weights, of which those in shards would count before a new single file."""
-    for pattern in WEIGHT_FILES:
-        for stale in folder.glob(pattern):
-            stale.unlink()
-
-
-def is_weight(item: Path) -> bool:
-    """Whether a file is one of a model's weights, or their index."""
-    return any(item.match(pattern) for pattern in WEIGHT_FILES)
-
-
-def turn(item: Path) -> tuple[bool, bool, bool]:
-    """Sorts what replaces a model: everything else, weights, their index, the config."""
-    return item.name == CONFIG_FILE, is_weight(item) and item.suffix == ".json", is_weight(item)
+def weight_variant(file: PurePath) -> str | None:
+    """Return the variant in the name of a weights file: "fp16" for `model.fp16-00001-of-00002.safetensors`."""
+    return re.sub(r"-\d+-of-\d+$", "", file.stem).partition(".")[2] or None
 
 
 def push_folder(
@@ -104,10 +231,10 @@ def push_folder(
     create_pr: bool = False,
 ) -> str:
     """
-    Uploads a whole folder, sub-folders included, which transformers' `push_to_hub` leaves out. Arguments as there.
+    Upload a whole folder with its sub-folders, which transformers' `push_to_hub` leaves out. The arguments are its own.
 
     Args:
-        save: writes what is uploaded into the folder that it is given.
+        save: is called with a folder, and writes into it what is uploaded.
 
     Returns:
         The address of the commit.
@@ -134,158 +261,18 @@ def _create_branch(api: HfApi, repo_id: str, branch: str, token: bool | str | No
     try:
         api.create_branch(repo_id, branch=branch, token=token, exist_ok=True)
     except HfHubHTTPError as error:
-        # Somebody else's repository, to which a pull request may go nevertheless.
+        # The repository is somebody else's; a pull request may be opened all the same.
         if not (create_pr and error.response is not None and error.response.status_code == 403):
             raise
 
 
-def settled_name(name: str | Path) -> str:
-    """A local folder's absolute path, which is right wherever the process goes; a Hub id as it is."""
-    return os.path.abspath(name) if Path(name).is_dir() else str(name)
-
-
-def point_to(name: str | Path, part: str, start: str | Path, hub_options: dict | None = None) -> str | None:
-    """
-    The pointer that a repository in the folder `start` writes to have a part of another one.
-
-    Args:
-        name: the other repository, a folder or Hub id, or, for an image tokenizer, its own folder or Hub id. Only its
-            JSON files are downloaded.
-        part: IMAGE_TOKENIZER_FOLDER or DECODER_FOLDER.
-        start: a local folder, which need not exist yet.
-        hub_options: as in [`SeedPipeline.from_pretrained`]: what `name` is read with.
-
-    Returns:
-        For a folder its path relative to `start`, so that both can be moved together; else the Hub id, followed by the
-        folder in that repository if it is not all of it. None if there is no such part.
-    """
-    folder = fetch(name, hub_options or {}, ["*.json"])
-    is_the_part = part == IMAGE_TOKENIZER_FOLDER and _model_type(folder) == "seed"
-    pointer = "." if is_the_part else read_settings(folder).get(part, part)
-    found = folder / pointer
-    if not found.is_dir():
-        if pointer == part:
-            return None
-        if not (found := Path(pointer)).is_dir():
-            return pointer
-    if Path(name).is_dir() or found != folder / pointer:
-        return Path(os.path.relpath(found.resolve(), Path(start).resolve())).as_posix()
-    return str(name) if pointer == "." else f"{name}/{pointer}"
-
-
-def write_settings(folder: Path, settings: dict) -> None:
-    """Writes `processor_config.json`, all or nothing."""
-    temporary = folder / (POINTER_FILE + ".tmp")
-    temporary.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-    temporary.replace(folder / POINTER_FILE)
-
-
-def read_settings(folder: Path) -> dict:
-    return read_json(folder / POINTER_FILE)
-
-
-def _model_type(folder: Path) -> str | None:
-    return read_json(folder / CONFIG_FILE).get("model_type")
-
-
-def read_json(path: Path) -> dict:
-    """A JSON file's content; nothing if there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}): download or copy it again.") from error
-
-
-def fetch(name: str | Path, hub_options: dict, patterns: list[str], variant: str | None = None) -> Path:
-    """A local folder as it is, or the files of a Hub repository that match `patterns`, without spare weights."""
-    if Path(name).is_dir():
-        return Path(name)
-    spare = {}
-    if any(not pattern.endswith(".json") for pattern in patterns) and not hub_options.get("local_files_only"):
-        try:
-            options = {key: hub_options[key] for key in ("revision", "token") if key in hub_options}
-            files = HfApi().repo_info(str(name), timeout=10, **options).siblings
-            spare = {"ignore_patterns": spare_weights([file.rfilename for file in files], variant)}
-        except Exception:  # offline, of whichever HTTP library; whether it is there, the next lines say
-            pass
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=patterns, **spare, **hub_options))
-    except HFValidationError as error:
-        raise FileNotFoundError(f"{str(name)!r} is no folder here, and no id of a repository on the Hub.") from error
-    except OSError as error:
-        raise OSError(
-            f"{str(name)!r} is no folder here, and no repository of that id could be fetched from the Hub: {error}"
-        ) from error
-
-
-def spare_weights(files: list[str], variant: str | None) -> list[str]:
-    """
-    Weights of a repository that nothing here reads: beside the safetensors of the variant that is asked for (else of
-    none, else of any), those of other variants and formats, which Stable Diffusion's repositories have by the gigabyte.
-    """
-    folders: dict[str, list[PurePath]] = {}
-    for file in map(PurePath, files):
-        if file.suffix in _WEIGHT_SUFFIXES:
-            folders.setdefault(file.parent.as_posix(), []).append(file)
-    spare = []
-    for weights in folders.values():
-        own = [file for file in weights if file.suffix == ".safetensors"]
-        wanted = next((name for name in (variant, None) if any(weight_variant(file) == name for file in own)), "any")
-        kept = [file for file in own if wanted in ("any", weight_variant(file))]
-        spare += [file.as_posix() for file in weights if kept and file not in kept]
-    return spare
-
-
-def weight_variant(file: PurePath) -> str | None:
-    """Of "model.fp16.safetensors" and of "model.fp16-00001-of-00002.safetensors" it is "fp16"."""
-    return re.sub(r"-\d+-of-\d+$", "", file.stem).partition(".")[2] or None
-
-
-def follow_pointer(
-    root: str | Path, pointer: str | Path, hub_options: dict, parts: list[str], variant: str | None = None
-) -> Path:
-    """
-    The folder that a pointer names: inside `root` or relative to it, a local folder, another repository, or a folder in
-    another repository ("organisation/name/folder").
-
-    Args:
-        parts: the files and folders below it that are needed; "" is all of it.
-    """
-    inside = fetch(root, hub_options, [f"{pointer}/{part}*" for part in parts], variant) / pointer
-    if inside.is_dir():
-        return inside
-    if str(pointer) in (IMAGE_TOKENIZER_FOLDER, DECODER_FOLDER):
-        raise FileNotFoundError(
-            f"{str(root)!r} has no folder {str(pointer)!r}. A SEED repository holds image_tokenizer/ and decoder/, or "
-            f"names other repositories for them in {POINTER_FILE}; for an image tokenizer alone, pass decoder=... "
-            "with the folder or Hub id of a Stable Diffusion 1.x model."
-        )
-    elsewhere = {key: value for key, value in hub_options.items() if key != "revision"}  # which is the root's
-    owner, *names = PurePath(pointer).parts
-    if len(names) > 1 and not Path(pointer).is_dir() and not PurePath(pointer).is_absolute() and owner != "..":
-        folder = "/".join(names[1:])
-        return fetch(f"{owner}/{names[0]}", elsewhere, [f"{folder}/{part}*" for part in parts], variant) / folder
-    return fetch(pointer, elsewhere, [f"{part}*" for part in parts], variant)
-
-
 __all__ = [
+    "DECODER_FOLDER",
     "DECODER_PARTS",
-    "fetch",
-    "follow_pointer",
-    "has_language_model",
-    "is_weight",
-    "point_to",
+    "IMAGE_TOKENIZER_FOLDER",
+    "POINTER_FILE",
+    "SeedRepository",
     "push_folder",
-    "read_json",
-    "read_settings",
-    "remove_weights",
-    "resolve_decoder",
-    "resolve_image_tokenizer",
-    "settled_name",
     "spare_weights",
-    "turn",
     "weight_variant",
-    "write_settings",
 ]

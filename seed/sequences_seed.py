@@ -15,114 +15,22 @@ for generation (the prompt, then the answer with a space before it), so a prompt
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
 import torch
 from transformers import BatchFeature
 
+from .vocabulary_seed import IMAGE_PLACEHOLDER, SeedVocabularyMixin
+
 # No loss at this position; what PyTorch's cross-entropy and transformers ignore.
 IGNORED = -100
-# Stands for an image in text.
-IMAGE_PLACEHOLDER = "<image>"
 
 
-class SeedSequencesMixin:
+class SeedSequencesMixin(SeedVocabularyMixin):
     """
     The part of [`SeedProcessor`] that makes sequences from words and codes. It needs no image tokenizer.
 
     Examples are `{"input_ids": list[int], "labels": list[int]}`, unpadded; labels are aligned with the ids (the model
     shifts them) and -100 where there is no loss. `codes` of one image are a list, an array or a tensor `(num_codes,)`.
     """
-
-    # Codes and ids ---------------------------------------------------------------------------------------------------
-
-    def codes_to_ids(self, codes: torch.LongTensor) -> torch.LongTensor:
-        """
-        Codes to token ids, of any shape.
-
-        Raises:
-            TypeError, ValueError: codes of another dtype, or outside 0 .. codebook_size - 1.
-        """
-        codes = _integers(codes, "codes")
-        _check_range(codes, 0, self.codebook_size, "Code", f"this codebook has codes 0 .. {self.codebook_size - 1}")
-        return codes + self.first_code_token_id
-
-    def ids_to_codes(self, ids: torch.LongTensor) -> torch.LongTensor:
-        """
-        Token ids to codes, of any shape.
-
-        Raises:
-            TypeError, ValueError: ids of another dtype, or that are not codes.
-        """
-        ids, first = _integers(ids, "ids"), self.first_code_token_id
-        last = first + self.codebook_size - 1
-        _check_range(ids, first, last + 1, "Token id", f"codes have the ids {first} .. {last}")
-        return ids - first
-
-    def image_ids(self, codes) -> list[int]:
-        """`<img> codes </img>` of one image; codes: `(num_codes,)`."""
-        codes = _integers(codes, "codes")
-        if codes.shape != (self.num_codes,):
-            raise ValueError(f"codes of one image have shape {tuple(codes.shape)}; expected ({self.num_codes},).")
-        return [self.boi_token_id, *self.codes_to_ids(codes).tolist(), self.eoi_token_id]
-
-    def encode_words(self, text: str, special_tokens: bool = False) -> list[int]:
-        """
-        Ids of words only.
-
-        Args:
-            special_tokens: whether "</s>" and the like in the text are tokens, as in chat templates, or words that
-                somebody wrote.
-
-        Raises:
-            ValueError: the text spells visual tokens, which would forge an image.
-        """
-        ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=not special_tokens)
-        if ids and max(ids) >= self.boi_token_id:
-            raise ValueError(
-                f"The text {_shorten(text)!r} spells visual tokens such as '<img>' or '<img_00000>'. Remove them, or "
-                "give the image as codes."
-            )
-        return ids
-
-    def split_images(self, ids: Sequence[int], allow_incomplete: bool = False) -> list[tuple[str, list[int]]]:
-        """
-        Token ids as `("words", ids)` and `("image", codes)`, in order.
-
-        A sequence that begins with a code continues a prompt that ended with `<img>`.
-
-        Raises:
-            ValueError: an image that is cut short (unless `allow_incomplete`), or visual tokens out of place.
-        """
-        boi, eoi, first = self.boi_token_id, self.eoi_token_id, self.first_code_token_id
-        parts, position, ids = [], 0, [int(token) for token in ids]
-        while position < len(ids):
-            start = position
-            if ids[start] < boi:
-                while position < len(ids) and ids[position] < boi:
-                    position += 1
-                parts.append(("words", ids[start:position]))
-                continue
-            if ids[start] == eoi or (ids[start] >= first and start > 0):
-                name = "</img>" if ids[start] == eoi else f"code {ids[start] - first}"
-                raise ValueError(f"Token {start} is {name} outside of an image: was the sequence cut at its beginning?")
-            position += ids[start] == boi
-            codes_start = position
-            while position < len(ids) and ids[position] >= first:
-                position += 1
-            codes = [token - first for token in ids[codes_start:position]]
-            closed = position < len(ids) and ids[position] == eoi
-            # Of an image at the very end </img> may be missing: it says nothing new.
-            whole = len(codes) == self.num_codes and (closed or position == len(ids))
-            if not whole and not allow_incomplete:
-                raise ValueError(
-                    f"The image at token {start} is cut short: it has {len(codes)} of {self.num_codes} codes. Generate "
-                    "with a larger max_new_tokens, or pass allow_incomplete=True to get what there is."
-                    if len(codes) <= self.num_codes
-                    else f"The image at token {start} has {len(codes)} codes; expected {self.num_codes}."
-                )
-            parts.append(("image", codes))
-            position += closed
-        return parts
 
     # Training --------------------------------------------------------------------------------------------------------
 
@@ -204,7 +112,7 @@ class SeedSequencesMixin:
             images: one or more images; or
             codes: `(batch, num_codes)`.
         """
-        return self._pad([self._caption_prompt(row) for row in self._codes_or_images(codes, images)])
+        return self.pad_ids([self._caption_prompt(row) for row in self.read_codes(codes, images)])
 
     def question_prompts(self, questions: str | Sequence[str], images=None, codes=None) -> BatchFeature:
         """
@@ -214,15 +122,15 @@ class SeedSequencesMixin:
             ValueError: as many questions as images are needed.
         """
         questions = [questions] if isinstance(questions, str) else list(questions)
-        rows = self._codes_or_images(codes, images)
+        rows = self.read_codes(codes, images)
         if len(rows) != len(questions):
             raise ValueError(f"Got {len(questions)} questions for {len(rows)} images; expected one for each image.")
-        return self._pad([self._question_prompt(row, question) for row, question in zip(rows, questions)])
+        return self.pad_ids([self._question_prompt(row, question) for row, question in zip(rows, questions)])
 
     def drawing_prompts(self, texts: str | Sequence[str]) -> BatchFeature:
         """Prompts that ask for drawings; they end with `<img>`. As `caption_prompts`."""
         texts = [texts] if isinstance(texts, str) else list(texts)
-        return self._pad([self._drawing_prompt(text) for text in texts])
+        return self.pad_ids([self._drawing_prompt(text) for text in texts])
 
     def unconditional_prompt(self) -> torch.LongTensor:
         """`(1, length)`: the drawing prompt without a caption, for guidance on tokens."""
@@ -315,27 +223,10 @@ def _codes_of(messages: list[dict]) -> list:
     return found
 
 
-def _integers(values, name: str) -> torch.LongTensor:
-    values = values if isinstance(values, torch.Tensor) else torch.as_tensor(np.asarray(values))
-    if values.dtype.is_floating_point or values.dtype.is_complex or values.dtype == torch.bool:
-        raise TypeError(f"{name} have dtype {values.dtype}; expected integers.")
-    return values.long()
-
-
-def _check_range(values: torch.Tensor, low: int, high: int, name: str, expected: str) -> None:
-    wrong = values[(values < low) | (values >= high)]
-    if len(wrong):
-        raise ValueError(f"{name} {int(wrong[0])} is out of range; {expected}.")
-
-
 def _require_text(text: str, name: str) -> str:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"The {name} is {text!r}; expected words.")
     return text.strip()
 
 
-def _shorten(text: str, length: int = 60) -> str:
-    return text if len(text) <= length else text[:length] + "..."
-
-
-__all__ = ["IGNORED", "IMAGE_PLACEHOLDER", "SeedSequencesMixin", "given_codes"]
+__all__ = ["IGNORED", "SeedSequencesMixin", "given_codes"]

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from transformers import Pipeline
 
-from .pipeline_seed import SETTINGS, SeedPipeline, replacing_files
+from .files_seed import replacing
+from .pipeline_seed import SETTINGS, SeedPipeline
 from .repository_seed import push_folder
 
 
@@ -52,14 +53,14 @@ class SeedTextToImagePipeline(Pipeline):
         return self._drawer
 
     def _load_drawer(self) -> SeedPipeline:
-        name = self.processor.name_or_path or self.model.name_or_path
+        repository = self.processor.repository
+        name = repository.name if repository else self.model.name_or_path
         if not name:
             raise ValueError(
                 "This pipeline's parts come from no repository, so it has nothing to draw with: pass decoder=, a "
                 "SeedPipeline."
             )
-        # The revision, token and cache are of the repository that the processor was loaded from.
-        options = self.processor.hub_options if self.processor.name_or_path else {}
+        options = repository.hub_options if repository else {}
         return SeedPipeline.from_pretrained(name, decoder=self._decoder, dtype=self.model.dtype, **options)
 
     def __call__(self, inputs: str | list[str], **kwargs):
@@ -154,7 +155,7 @@ class SeedTextToImagePipeline(Pipeline):
         root = Path(save_directory)
         self.drawer.check_image_tokenizer_hash(root)
         with _naming_code(self.model, self.processor):
-            with replacing_files(root) as partial:
+            with replacing(root) as partial:
                 super().save_pretrained(partial, **kwargs)
             self.processor.save_pretrained(root)
         _exchange(self.drawer, language_model=None, processor=None).save_pretrained(root)

@@ -21,13 +21,9 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from seed.configuration_seed_llama import SeedLlamaConfig
-from seed.configuration_seed_opt import SeedOPTConfig
+from seed.configuration_seed_language import SeedLlamaConfig, SeedOPTConfig
 from seed.modeling_seed import SeedModel
-from seed.modeling_seed_language import VISUAL_MODULES
-from seed.modeling_seed_llama import SeedLlamaForCausalLM
-from seed.modeling_seed_opt import SeedOPTForCausalLM
-from seed.pipeline_seed import load_language_model
+from seed.modeling_seed_language import VISUAL_MODULES, SeedLlamaForCausalLM, SeedOPTForCausalLM, load_language_model
 
 WORDS = 90  # of the 96 rows: the last 6 are padding, as OPT's last 7
 CODES, NUM_CODES, CONTEXT = 64, 32, 128
@@ -504,7 +500,7 @@ class TestOtherModes:
         text_model, model = pair
         # The text model's spare rows are no words; its own generate may choose them.
         text_model.generation_config.suppress_tokens = [*range(WORDS, 96)]
-        settings = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": None}
+        settings = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": None, "num_beams": 1}
         assert torch.equal(model.generate(words(), **settings), text_model.generate(words(), **settings))
 
     def test_text_mode_starts_from_embeddings_or_nothing(self, pair):
@@ -650,7 +646,7 @@ class TestOtherModes:
             def end(self):
                 self.tokens.append("end")
 
-        written = model.generate(words(1), max_new_tokens=5, eos_token_id=None, do_sample=False, streamer=Streamer())
+        written = model.generate(words(1), max_new_tokens=5, eos_token_id=None, num_beams=1, streamer=Streamer())
         assert [*written[0].tolist(), "end"] == Streamer.tokens
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_repository import SIZE, make_seed_model, make_seed_pipeline, make_stable_diffusion, pictures
 
 from seed import SeedImageProcessorPil, SeedModel, SeedPipeline, repository_seed
-from seed.repository_seed import resolve_decoder, resolve_image_tokenizer
+from seed.repository_seed import SeedRepository
 
 
 @pytest.fixture(scope="module")
@@ -327,9 +327,10 @@ def test_pointers_name_other_repositories(seed_repository, tmp_path):
     root.mkdir()
     pointers = {"image_tokenizer": "../shared_tokenizer", "decoder": str(tmp_path / "shared_decoder")}
     (root / "processor_config.json").write_text(json.dumps(pointers))
-    assert resolve_image_tokenizer(root).samefile(tmp_path / "shared_tokenizer")
-    assert resolve_decoder(root).samefile(tmp_path / "shared_decoder")
-    assert resolve_decoder(seed_repository, root).samefile(tmp_path / "shared_decoder"), "given a SEED repository"
+    assert SeedRepository(root).image_tokenizer_folder().samefile(tmp_path / "shared_tokenizer")
+    assert SeedRepository(root).decoder_folder().samefile(tmp_path / "shared_decoder")
+    given = SeedRepository(seed_repository).decoder_folder(root)
+    assert given.samefile(tmp_path / "shared_decoder"), "given a SEED repository"
     assert SeedPipeline.from_pretrained(root).image_tokenizer.config.codebook_size == 64
 
 
@@ -433,7 +434,7 @@ def test_only_the_weights_that_are_used_are_downloaded(monkeypatch, tmp_path, va
     monkeypatch.setattr(repository_seed, "snapshot_download", snapshot_download)
     info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files])
     monkeypatch.setattr(repository_seed.HfApi, "repo_info", lambda api, name, **options: info)
-    repository_seed.fetch("org/sd", {}, ["model_index.json", "unet/*", "vae/*", "text_encoder/*"], variant)
+    repository_seed.SeedRepository("org/sd").fetch(["model_index.json", "unet/*", "vae/*", "text_encoder/*"], variant)
     found = {
         file
         for file in files

@@ -16,7 +16,7 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from seed import SeedImageProcessorPil, SeedPipeline, SeedProcessor
 from seed.chat_templates_seed import INSTRUCTION_CHAT_TEMPLATE
-from seed.repository_seed import resolve_decoder
+from seed.repository_seed import SeedRepository
 
 SOS = EOS = 2  # </s>
 PAD = 1
@@ -319,9 +319,9 @@ def test_what_does_not_fit_is_an_error_not_cut(processor, codes):
         processor(text="<image>", codes=codes[:1], truncation=True)
     with pytest.raises(TypeError, match="'pading'"):
         processor(text="a", pading=True)
-    with pytest.raises(ValueError, match=r"make no tensor; pass padding=True"):
+    with pytest.raises(ValueError, match="padding=True"):
         processor(text=["a", "a longer text"], padding=False)
-    with pytest.raises(ValueError, match="'do_resize' is given twice"):
+    with pytest.raises(ValueError, match="do_resize was passed two times"):
         processor(images=pictures(1), do_resize=True, images_kwargs={"do_resize": True})
     with pytest.raises(TypeError, match="a text or a list of texts"):
         processor(text={"a": 1})
@@ -339,8 +339,8 @@ def test_named_arguments_count_beside_text_kwargs(processor):
     assert batch["input_ids"][0, 0] == words(processor, "a")[0] and batch["input_ids"][0, -1] == PAD
     with pytest.raises(ValueError, match="more than the 1 that fit"):
         processor(text=texts, max_length=1, text_kwargs={"padding": True})
-    again = processor(text=texts, return_tensors="pt", text_kwargs={"return_tensors": None, "padding": False})
-    assert isinstance(again["input_ids"], list)
+    with pytest.raises(ValueError, match="return_tensors was passed two times"):
+        processor(text=texts, return_tensors="pt", text_kwargs={"return_tensors": None, "padding": False})
 
 
 def test_chat(processor):
@@ -435,7 +435,7 @@ def test_saves_and_loads_beside_the_pipelines_settings(tmp_path, codes):
     assert pipeline_settings.items() <= stored.items() and stored["caption_prompt"] == "This is"
     for load in (SeedProcessor, AutoProcessor):
         loaded = load.from_pretrained(tmp_path)
-        assert isinstance(loaded, SeedProcessor) and loaded.name_or_path == str(tmp_path)
+        assert isinstance(loaded, SeedProcessor) and loaded.repository.name == str(tmp_path)
         assert loaded.decoder_repository == "../elsewhere" and loaded.guidance_scale == 3.5
         assert loaded.image_processor.size["height"] == 28
         same = tiny_processor(caption_prompt="This is").caption_example(codes[0], "a dog")
@@ -586,11 +586,11 @@ def test_saving_asks_the_hub_as_loading_did(language_repository, tmp_path, monke
 
     processor = SeedProcessor.from_pretrained(language_repository)
     monkeypatch.setattr("seed.repository_seed.snapshot_download", snapshot_download)
-    processor.name_or_path, processor.hub_options = "org/private", {"token": "hf_x", "revision": "v1"}
+    processor.repository = SeedRepository("org/private", token="hf_x", revision="v1")
     processor.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "processor_config.json").read_text())
     assert stored["image_tokenizer"] == "org/private/image_tokenizer"
-    assert asked and all(call == ("org/private", processor.hub_options) for call in asked)
+    assert asked and all(call == ("org/private", {"token": "hf_x", "revision": "v1"}) for call in asked)
 
 
 def test_a_folder_that_is_given_as_decoder_is_that_folder(seed_repository, tmp_path, monkeypatch):
@@ -598,9 +598,9 @@ def test_a_folder_that_is_given_as_decoder_is_that_folder(seed_repository, tmp_p
     Path("decoder").mkdir()
     for given in ("decoder", "./decoder", tmp_path / "decoder"):
         for name in (seed_repository, seed_repository / "image_tokenizer"):
-            assert resolve_decoder(name, decoder=given).samefile(tmp_path / "decoder")
-    assert resolve_decoder(seed_repository) == seed_repository / "decoder"
-    assert resolve_decoder(seed_repository, decoder="image_tokenizer") == seed_repository / "image_tokenizer"
+            assert SeedRepository(name).decoder_folder(given).samefile(tmp_path / "decoder")
+    assert SeedRepository(seed_repository).decoder_folder() == seed_repository / "decoder"
+    assert SeedRepository(seed_repository).decoder_folder("image_tokenizer") == seed_repository / "image_tokenizer"
 
 
 @pytest.mark.parametrize("pointer", [None, "decoder", "../shared"])
@@ -622,9 +622,14 @@ def test_draws_with_the_image_tokenizer_that_it_has(seed_repository, tmp_path):
     tiny_processor(tmp_path / "repository")
     processor = SeedProcessor.from_pretrained(tmp_path / "repository")
     codes = torch.randint(0, 64, (1, 32), generator=torch.Generator().manual_seed(0))
+    own = make_seed_model()
+    own.set_empty_prompt_embeds(torch.randn(1, 77, 40))
+    processor.set_image_tokenizer(own)
+    asked = []
+    own.register_forward_pre_hook(lambda *_: asked.append(True))
     processor.draw(codes, num_inference_steps=1)
-    assert processor._decoder.image_tokenizer is processor.load_image_tokenizer()
-    assert processor._decoder.unet.dtype == processor._decoder.image_tokenizer.dtype == torch.float32
+    assert asked and processor.load_image_tokenizer() is own
+    assert processor._decoder.unet.dtype == own.dtype == torch.float32
 
 
 def test_another_image_tokenizer_is_refused(processor):

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from seed import SeedModel, default_model
-from seed.modeling_seed_llama import SeedLlamaForCausalLM
+from seed.modeling_seed_language import SeedLlamaForCausalLM
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

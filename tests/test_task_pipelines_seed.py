@@ -32,7 +32,7 @@ from seed import (
     SeedTextToImagePipeline,
     repository_seed,
 )
-from seed.pipeline_seed import _seeded
+from seed.generation_seed import _seeded
 
 PROMPTS = ["a red square", "a dog", "a small dog beside a big cat"]
 

@@ -16,8 +16,8 @@ from measuring import measure_in_fresh_process, resident_memory
 from peft import LoraConfig, get_peft_model
 from transformers import OPTConfig, OPTForCausalLM
 
-from seed.configuration_seed_opt import SeedOPTConfig
-from seed.modeling_seed_opt import SeedOPTForCausalLM
+from seed.configuration_seed_language import SeedOPTConfig
+from seed.modeling_seed_language import SeedOPTForCausalLM
 from seed.training.language_examples import LoraRecipe
 from seed.training.lora import TARGET_MODULES, add_lora
 

@@ -15,8 +15,8 @@ import torch
 from measuring import Matmul, interleave, median_ratio, median_time
 from transformers import OPTConfig, OPTForCausalLM
 
-from seed.configuration_seed_opt import SeedOPTConfig
-from seed.modeling_seed_opt import SeedOPTForCausalLM
+from seed.configuration_seed_language import SeedOPTConfig
+from seed.modeling_seed_language import SeedOPTForCausalLM
 
 # OPT's published shapes: width, layers, heads.
 SHAPES = {"toy": (32, 2, 4), "125m": (768, 12, 12), "2.7b": (2560, 32, 32)}

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from measuring import interleave, median_ratio, median_time
 
-from seed.configuration_seed_opt import SeedOPTConfig
-from seed.modeling_seed_opt import SeedOPTForCausalLM
+from seed.configuration_seed_language import SeedOPTConfig
+from seed.modeling_seed_language import SeedOPTForCausalLM
 from seed.training.language_examples import LoraRecipe
 from seed.training.lora import add_lora
 from seed.training.packing import PackingCollator, PaddingCollator

@@ -18,9 +18,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, Blip2Config
 
 from ..configuration_seed import SeedConfig
+from ..files_seed import read_json
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
-from ..repository_seed import fetch, read_json
+from ..repository_seed import SeedRepository
 from .checkpoint_files import check_output, check_tensors, new_folder, write_safetensors
 from .seed1 import BERT_LAYER
 
@@ -127,7 +128,7 @@ def convert_blip2(
             them by name), or its tokenizer has more entries than the text branch rows.
     """
     check_output(output, overwrite, [model] if Path(model).exists() else [])
-    folder = fetch(model, {}, ["*.json", "*.safetensors", "*.txt"])
+    folder = SeedRepository(model).fetch(["*.json", "*.safetensors", "*.txt"])
     model_type = read_json(folder / "config.json").get("model_type")
     if model_type != "blip-2":
         raise ValueError(

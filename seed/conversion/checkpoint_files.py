@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
-from ..repository_seed import read_json
+from ..files_seed import read_json
 
 # One shard is the most that is built in memory before it is on disk.
 MAX_SHARD_SIZE = "1GB"

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..files_seed import write_atomically
 from ..pipeline_seed import SeedPipeline
 from .codes import CodesFile, read_codes
-from .provenance import weight_hash, write_atomically
+from .provenance import weight_hash
 
 
 def open_codes(path: str | Path, pipeline: SeedPipeline, any_tokenizer: bool = False) -> CodesFile:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from ..image_modes_seed import upright_rgb
+from ..image_processing_seed import upright_rgb
 
 # Decoded size over which a picture counts as a decompression bomb: Pillow's own limit for an error (it warns at half
 # of it), 540 MB as RGB. A 20,000 x 8,900 panorama passes.

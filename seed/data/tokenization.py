@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
+from ..files_seed import write_atomically
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
-from ..repository_seed import resolve_image_tokenizer
+from ..repository_seed import SeedRepository
 from .codes import CodesMetadata, codes_schema
 from .image_text import SkipReport, load_image_text, picture_file_states
 from .image_text_sources import TABLE_SUFFIXES, captions_of_folders, sidecar_captions, sidecar_of
 from .images import ImageSource, InvalidImageError, images_below, list_images, load_image
-from .provenance import write_atomically
 
 # Files that hold image-text data; everything else that is named is a picture or a folder of pictures.
 DATA_SUFFIXES = (".parquet", ".tar", ".json")
@@ -135,7 +135,7 @@ def load_image_tokenizer(
         name: a SEED repository, or an image tokenizer's own folder or Hub id.
         dtype: codes that are stored or compared are made in float32 unless asked otherwise.
     """
-    folder = resolve_image_tokenizer(name)
+    folder = SeedRepository(name).image_tokenizer_folder()
     model = SeedModel.from_pretrained(folder, use_text_branch=False, dtype=dtype).eval().to(device)
     return model, SeedImageProcessorPil.from_pretrained(folder)
 

@@ -123,7 +123,7 @@ def evaluate_captions(
         "models": {"model": model.describe()},
         "settings": {
             "prompt": model.processor.caption_prompt,
-            "max_new_tokens": model.max_caption_tokens,
+            "max_new_tokens": model.text_options.get("max_new_tokens", model.processor.max_caption_tokens),
             "generation": settings_of(model) | model.text_options,
             "seed": model.seed,
             "limit": limit,

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from ..data.provenance import weight_hash
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
-from ..repository_seed import resolve_image_tokenizer
+from ..repository_seed import SeedRepository
 
 # As in training (BLIP-2's max_txt_len); longer texts are cut.
 MAX_TEXT_LENGTH = 32
@@ -51,7 +51,7 @@ class EvaluatedTokenizer:
 
     def __init__(self, name: str | Path, device: str | torch.device = "cpu"):
         self.name = str(name)
-        folder = resolve_image_tokenizer(name)
+        folder = SeedRepository(name).image_tokenizer_folder()
         self._folder = folder
         self.model = SeedModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
         self.image_processor = SeedImageProcessorPil.from_pretrained(folder)

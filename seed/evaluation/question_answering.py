@@ -117,7 +117,7 @@ def evaluate_questions(
         "models": {"model": model.describe()},
         "settings": {
             "prompt": model.processor.question_prompt,
-            "max_new_tokens": model.max_answer_tokens,
+            "max_new_tokens": model.text_options.get("max_new_tokens", model.processor.max_answer_tokens),
             "generation": settings_of(model) | model.text_options,
             "seed": model.seed,
             "limit": limit,

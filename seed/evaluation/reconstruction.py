@@ -17,8 +17,9 @@ from PIL import Image
 from transformers import CLIPTextModel
 
 from ..data.provenance import weight_hash
-from ..pipeline_seed import SeedPipeline, load_complete
-from ..repository_seed import resolve_decoder
+from ..decoder_seed import load_decoder_part
+from ..pipeline_seed import SeedPipeline
+from ..repository_seed import SeedRepository
 from .judge import Judge
 from .metrics import bootstrap_interval, recall_at, retrieval_ranks, top_candidates
 from .pictures import Picture, PictureSet, text_key
@@ -56,10 +57,10 @@ class Drawer:
         self.name = str(model)
         # float32 throughout: codes that are scored are made in it.
         self.pipeline = SeedPipeline.from_pretrained(model, decoder=decoder, dtype=torch.float32).to(device)
-        folder = resolve_decoder(model, decoder)
+        folder = SeedRepository(model).decoder_folder(decoder)
         self.stable_diffusion = StableDiffusionPipeline.from_pretrained(
             folder,
-            text_encoder=load_complete(CLIPTextModel, folder / "text_encoder", torch.float32),
+            text_encoder=load_decoder_part(folder / "text_encoder", torch.float32, model_class=CLIPTextModel),
             unet=self.pipeline.unet,
             vae=self.pipeline.vae,
             scheduler=self.pipeline.scheduler,

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.provenance import preprocessing_hash, weight_hash, write_atomically
+from ..data.provenance import preprocessing_hash, weight_hash
+from ..files_seed import write_atomically
 from ..hardware import has_fast_bfloat16
 from ..modeling_seed import SeedModel
 

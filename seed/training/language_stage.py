@@ -6,10 +6,10 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from ..data.provenance import replace_into
+from ..files_seed import replacing
 from ..modeling_seed_language import SeedLanguageModelMixin
 from ..processing_seed import SeedProcessor
-from ..repository_seed import DECODER_FOLDER, IMAGE_TOKENIZER_FOLDER, fetch, point_to, read_settings
+from ..repository_seed import DECODER_FOLDER, IMAGE_TOKENIZER_FOLDER, SeedRepository
 from .language_examples import LanguageDataset, LanguageFile, LanguageRecipe
 from .lora import merge, save_adapter
 from .packing import PackingCollator
@@ -95,13 +95,14 @@ def point_processor_at(processor: SeedProcessor, image_tokenizer: str | Path, ou
     Args:
         image_tokenizer: SEED repository or image tokenizer. Without decoder the language model captions and answers.
     """
-    processor.image_repository = point_to(image_tokenizer, IMAGE_TOKENIZER_FOLDER, output)
-    processor.decoder_repository = point_to(image_tokenizer, DECODER_FOLDER, output)
+    repository = SeedRepository(image_tokenizer)
+    processor.image_repository = repository.pointer_from(output, IMAGE_TOKENIZER_FOLDER)
+    processor.decoder_repository = repository.pointer_from(output, DECODER_FOLDER)
     if processor.decoder_repository is not None:
-        settings = read_settings(fetch(image_tokenizer, {}, ["*.json"]))
+        settings = repository.settings()
         for name in DRAWING_SETTINGS:
             setattr(processor, name, settings.get(name))
-    processor.name_or_path = None  # its pointers start at `output`, wherever it is saved first
+    processor.repository = None  # its pointers start at `output`, wherever it is saved first
 
 
 def save_language_model(
@@ -134,13 +135,11 @@ def save_language_model(
     save_adapter(model, output / "adapter", base_model)
     merged = merge(model).eval()
     merged.config.use_cache = True  # Trainer has turned it off; generation would read everything again at every token
-    partial = output / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    merged.save_pretrained(partial)
-    processor.save_pretrained(partial)
-    shutil.copy(recipe_path, partial / "recipe.yaml")
-    replace_into(partial, output)
-    processor.name_or_path = str(output)
+    with replacing(output) as partial:
+        merged.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        shutil.copy(recipe_path, partial / "recipe.yaml")
+    processor.repository = SeedRepository(output)
     return merged
 
 

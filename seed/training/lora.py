@@ -11,13 +11,16 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, OPTForCausalLM
 
 from ..configuration_seed_language import SeedVocabularyFields
-from ..data.provenance import write_atomically
+from ..files_seed import write_atomically
 from ..modeling_seed import SeedModel
-from ..modeling_seed_language import VISUAL_MODULES, SeedLanguageModelMixin
-from ..modeling_seed_llama import SeedLlamaForCausalLM
-from ..modeling_seed_opt import SeedOPTForCausalLM
+from ..modeling_seed_language import (
+    VISUAL_MODULES,
+    SeedLanguageModelMixin,
+    SeedLlamaForCausalLM,
+    SeedOPTForCausalLM,
+)
 from ..processing_seed import SeedProcessor
-from ..repository_seed import fetch
+from ..repository_seed import SeedRepository
 from .language_examples import LoraRecipe
 
 # Every matrix of attention and feed-forward layers.
@@ -74,7 +77,7 @@ def open_language_model(
         ValueError: the model or the adapter is for another image tokenizer, or the repository's processor for another
             model; or `code_embeddings` are asked for and the adapter has none.
     """
-    adapter = fetch(name, {}, ["*.json", "*.safetensors"]) if is_adapter(name) else None
+    adapter = SeedRepository(name).fetch(["*.json", "*.safetensors"]) if is_adapter(name) else None
     base = adapter_base(adapter) if adapter else str(name)
     if adapter and code_embeddings and not _read_vocabulary(adapter)["code_embeddings"]:
         raise ValueError(
@@ -88,7 +91,7 @@ def open_language_model(
 
 
 def _open_base(name: str, image_tokenizer: SeedModel, image_processor, dtype, code_embeddings: bool):
-    fetch(name, {}, ["*.json"])  # says so where there is no such folder or repository
+    SeedRepository(name).fetch(["*.json"])  # says so where there is no such folder or repository
     config = AutoConfig.from_pretrained(name)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     if isinstance(config, SeedVocabularyFields):
@@ -144,7 +147,7 @@ def load_adapter(model: SeedLanguageModelMixin, name: str | Path, trainable: boo
         FileNotFoundError: no adapter of a SEED language model there.
         ValueError: the adapter is for another vocabulary; the message says what differs.
     """
-    folder = fetch(name, {}, ["*.json", "*.safetensors"])
+    folder = SeedRepository(name).fetch(["*.json", "*.safetensors"])
     stored = _read_vocabulary(folder)
     if stored["code_embeddings"]:
         model.add_code_embeddings()
@@ -207,12 +210,12 @@ def merge(model: PeftModel) -> SeedLanguageModelMixin:
 
 def is_adapter(name: str | Path) -> bool:
     """Whether this folder or Hub id is what `save_adapter` wrote."""
-    return (fetch(name, {}, ["*.json"]) / VOCABULARY_FILE).is_file()
+    return (SeedRepository(name).fetch(["*.json"]) / VOCABULARY_FILE).is_file()
 
 
 def adapter_base(name: str | Path) -> str:
     """Folder or Hub id of the frozen model that an adapter, which `save_adapter` wrote, was trained on."""
-    folder = fetch(name, {}, ["*.json"])
+    folder = SeedRepository(name).fetch(["*.json"])
     stored = _read_vocabulary(folder)["base_model"]
     beside = os.path.normpath(Path(folder).resolve() / stored)
     if stored.startswith("..") and not os.path.isdir(beside):

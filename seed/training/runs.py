@@ -14,7 +14,8 @@ import torch
 from accelerate import PartialState
 from transformers import AutoTokenizer
 
-from ..data.provenance import hash_tensors, write_atomically
+from ..data.provenance import hash_tensors
+from ..files_seed import write_atomically
 
 logger = logging.getLogger(__name__)
 

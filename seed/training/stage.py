@@ -19,7 +19,8 @@ from ..data.augmentation import augment
 from ..data.image_text import SkipReport, load_image_text, picture_file_states
 from ..data.image_text_sources import caption_list
 from ..data.images import InvalidImageError, load_image
-from ..data.provenance import preprocessing_hash, replace_into, write_atomically
+from ..data.provenance import preprocessing_hash
+from ..files_seed import replacing, write_atomically
 from ..hardware import keep_freed_memory
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
@@ -292,14 +293,11 @@ def save_stage(output: str | Path, model: SeedModel, processor, tokenizer, recip
     """
     if not process_state().is_main_process:
         return
-    output = Path(output)
-    partial = output / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    processor.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    shutil.copy(recipe_path, partial / "recipe.yaml")
-    replace_into(partial, output)
+    with replacing(output) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        shutil.copy(recipe_path, partial / "recipe.yaml")
     print(f"Saved to {output}")
 
 

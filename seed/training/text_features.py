@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, CLIPTextModel
 
-from ..pipeline_seed import load_complete
-from ..repository_seed import fetch
+from ..decoder_seed import load_decoder_part
+from ..repository_seed import SeedRepository
 
 LENGTH = 77  # tokens to which StableDiffusionPipeline pads and cuts
 # Features kept by a process, at most: 36,000 captions of Stable Diffusion 1.x. The paper's 5 million would be 591 GB.
@@ -27,9 +27,9 @@ class TextFeatures:
     """
 
     def __init__(self, decoder: str | Path):
-        folder = fetch(decoder, {}, ["text_encoder/*", "tokenizer/*"])
+        folder = SeedRepository(decoder).fetch(["text_encoder/*", "tokenizer/*"])
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        self.text_encoder = load_complete(CLIPTextModel, folder / "text_encoder", torch.float32).eval()
+        self.text_encoder = load_decoder_part(folder / "text_encoder", torch.float32, model_class=CLIPTextModel).eval()
         self._kept: dict[bytes, torch.Tensor] = {}
 
     @property

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForC
 from seed import SeedProcessor
 from seed.evaluation import command
 from seed.evaluation.perplexity import TextScorer, TextSet
-from seed.modeling_seed_opt import SeedOPTForCausalLM
+from seed.modeling_seed_language import SeedOPTForCausalLM
 from seed.training.text_model import train_byte_level_tokenizer
 
 TEXTS = ["apple: a round fruit.", "A photo of red apple", "Ähren.", "The opposite of happiness is sadness. " * 3]

@@ -12,13 +12,7 @@ from transformers import AutoModelForCausalLM
 import seed.repository_seed
 from seed import SeedImageProcessorPil, SeedProcessor
 from seed.data.codes import CodesMetadata
-from seed.repository_seed import (
-    DECODER_FOLDER,
-    IMAGE_TOKENIZER_FOLDER,
-    follow_pointer,
-    point_to,
-    resolve_image_tokenizer,
-)
+from seed.repository_seed import DECODER_FOLDER, IMAGE_TOKENIZER_FOLDER, SeedRepository
 from seed.training import language_stage
 from seed.training.language_examples import LanguageFile, LanguageRecipe, LoraRecipe, write_views
 from seed.training.language_stage import run_language_stage, save_language_model
@@ -74,7 +68,7 @@ def test_pointers_are_relative_and_move_along(tmp_path, image_tokenizer):
         shutil.move(tmp_path / name, tmp_path / "moved" / name)
     moved = tmp_path / "moved" / "runs" / "out"
     assert SeedProcessor.from_pretrained(moved).load_image_tokenizer().codes_hash() == expected
-    assert resolve_image_tokenizer(moved).resolve() == tmp_path / "moved" / "seed" / "image_tokenizer"
+    assert SeedRepository(moved).image_tokenizer_folder().resolve() == tmp_path / "moved" / "seed" / "image_tokenizer"
     # How to draw with that decoder comes along, where the language model's own processor says nothing.
     drawing = ("guidance_scale", "num_inference_steps")
     given = json.loads((tmp_path / "moved" / "seed" / "processor_config.json").read_text())
@@ -84,8 +78,8 @@ def test_pointers_are_relative_and_move_along(tmp_path, image_tokenizer):
     stored = json.loads((tmp_path / "moved" / "own" / "processor_config.json").read_text())
     assert [stored[name] for name in drawing] == [5.0, 2]
     alone = tmp_path / "moved" / "seed" / "image_tokenizer"
-    assert point_to(alone, IMAGE_TOKENIZER_FOLDER, moved) == "../../seed/image_tokenizer"
-    assert point_to(alone, DECODER_FOLDER, moved) is None
+    assert SeedRepository(alone).pointer_from(moved, IMAGE_TOKENIZER_FOLDER) == "../../seed/image_tokenizer"
+    assert SeedRepository(alone).pointer_from(moved, DECODER_FOLDER) is None
 
 
 def test_hub_ids_stay_hub_ids_and_nothing_large_is_fetched(tmp_path, image_tokenizer, monkeypatch):
@@ -98,15 +92,15 @@ def test_hub_ids_stay_hub_ids_and_nothing_large_is_fetched(tmp_path, image_token
         return str(hub[name])
 
     monkeypatch.setattr(seed.repository_seed, "snapshot_download", snapshot_download)
-    assert point_to("org/tokenizer", IMAGE_TOKENIZER_FOLDER, tmp_path) == "org/tokenizer"
-    assert point_to("org/tokenizer", DECODER_FOLDER, tmp_path) is None
-    assert point_to("org/seed", IMAGE_TOKENIZER_FOLDER, tmp_path) == "org/seed/image_tokenizer"
-    assert point_to("org/seed", DECODER_FOLDER, tmp_path) == "some/decoder"
+    assert SeedRepository("org/tokenizer").pointer_from(tmp_path, IMAGE_TOKENIZER_FOLDER) == "org/tokenizer"
+    assert SeedRepository("org/tokenizer").pointer_from(tmp_path, DECODER_FOLDER) is None
+    assert SeedRepository("org/seed").pointer_from(tmp_path, IMAGE_TOKENIZER_FOLDER) == "org/seed/image_tokenizer"
+    assert SeedRepository("org/seed").pointer_from(tmp_path, DECODER_FOLDER) == "some/decoder"
     assert {patterns for _, patterns in fetched} == {("*.json",)}
-    found = follow_pointer(tmp_path, "org/seed/image_tokenizer", {"revision": "main"}, [""])
+    found = SeedRepository(tmp_path, revision="main").follow("org/seed/image_tokenizer", [""])
     assert found == image_tokenizer / "image_tokenizer"
     assert fetched[-1] == ("org/seed", ("image_tokenizer/*",))
-    assert follow_pointer(tmp_path, "org/tokenizer", {}, [""]) == image_tokenizer / "image_tokenizer"
+    assert SeedRepository(tmp_path).follow("org/tokenizer", [""]) == image_tokenizer / "image_tokenizer"
 
 
 TRAINING = {

@@ -144,11 +144,11 @@ def test_an_adapter_comes_from_the_hub(batch, tmp_path, monkeypatch):
     save_adapter(lora, tmp_path / "adapter", "organisation/text-model")
     fetched = []
 
-    def fetch(name, hub_options, patterns):
-        fetched.append((name, *patterns))
-        return tmp_path / "adapter"
+    def snapshot_download(name, allow_patterns, **options):
+        fetched.append((name, *allow_patterns))
+        return str(tmp_path / "adapter")
 
-    monkeypatch.setattr("seed.training.lora.fetch", fetch)
+    monkeypatch.setattr("seed.repository_seed.snapshot_download", snapshot_download)
     reloaded = load_adapter(tiny_language_model(), "organisation/adapter")
     assert fetched == [("organisation/adapter", "*.json", "*.safetensors")]
     torch.testing.assert_close(logits(reloaded, batch), logits(lora, batch), rtol=0, atol=0)

@@ -6,7 +6,7 @@ from tiny_language import tiny_processor
 from tiny_repository import make_seed_model
 from transformers import OPTConfig, OPTForCausalLM
 
-from seed.modeling_seed_opt import SeedOPTForCausalLM
+from seed.modeling_seed_language import SeedOPTForCausalLM
 from seed.training.packing import PackingCollator, PaddingCollator, pack
 
 PAD = 1

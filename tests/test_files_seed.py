@@ -12,7 +12,7 @@ from tiny_repository import make_seed_model
 from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 
 from seed import SeedModel
-from seed.data.provenance import replace_into
+from seed.files_seed import replace_into
 
 SHARD = "40KB"
 

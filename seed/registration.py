@@ -33,8 +33,7 @@ def register_auto_classes() -> None:
     from .configuration_seed import SeedConfig
     from .image_processing_seed import SeedImageProcessor, SeedImageProcessorPil
     from .modeling_seed import SeedModel
-    from .modeling_seed_llama import SeedLlamaForCausalLM
-    from .modeling_seed_opt import SeedOPTForCausalLM
+    from .modeling_seed_language import SeedLlamaForCausalLM, SeedOPTForCausalLM
     from .processing_seed import SeedProcessor
 
     if "auto" in _done:
