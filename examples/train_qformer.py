@@ -11,6 +11,8 @@ Run it again with the same arguments to resume. Several processes: `accelerate l
 
 from pathlib import Path
 
+from seed_tiny.makers.text_tokenizer import train_text_tokenizer
+
 from seed import SeedForImageTextPretraining
 from seed.training.datasets import ContrastiveCollator
 from seed.training.recipes import apply_head_settings
@@ -24,7 +26,6 @@ from seed.training.stage import (
     run_stage,
     save_stage,
 )
-from seed.training.text_tokenizer import train_text_tokenizer
 
 
 def main() -> None:

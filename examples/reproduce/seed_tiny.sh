@@ -1,5 +1,5 @@
 #!/bin/sh
-# The same tables for seed-tiny, on the emoji set's held-out style and concepts (`python examples/build_emoji.py`).
+# The same tables for seed-tiny, on the emoji set's held-out style and concepts (`python examples/seed_tiny/build_emoji.py`).
 #
 #   sh examples/reproduce/seed_tiny.sh DATA OUTPUT [BIDIRECTIONAL]
 #

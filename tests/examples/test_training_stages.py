@@ -12,13 +12,13 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from makers.text_tokenizer import train_text_tokenizer
 from PIL import Image, ImageDraw
 from run_example import EXAMPLES, run_script
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from seed import SeedModel
-from seed.training.text_tokenizer import train_text_tokenizer
 
 COLOURS = ["red", "green", "blue", "black", "orange", "purple"]
 

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from makers.text_tokenizer import train_text_tokenizer
 
 from seed.training.runs import kept_tokenizer, last_checkpoint
-from seed.training.text_tokenizer import train_text_tokenizer
 
 
 def write_checkpoint(folder, step: int, state: str | None = "{}"):

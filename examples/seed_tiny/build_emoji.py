@@ -1,7 +1,7 @@
 """Rebuild the emoji set, and more pairs from icon sets, from openly licensed packages by name.
 
-    python examples/build_emoji.py --output data/emoji64
-    python examples/build_emoji.py --output data/emoji64 --sets --extra-sets all
+    python examples/seed_tiny/build_emoji.py --output data/emoji64
+    python examples/seed_tiny/build_emoji.py --output data/emoji64 --sets --extra-sets all
 
 Needs npm (packages are fetched with `npm pack`), `pip install resvg-py datasets`, and about 250 MB in the cache
 folder. On two shared cores the seven emoji sets take about 5 minutes, the twelve extra sets one.
@@ -15,12 +15,11 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from makers.emoji import EMOJI_SETS, TEXT_PACKAGES, emoji_rows, held_out_concepts, load_emoji
+from makers.iconify import IconSet, fetch_package
+from makers.icons import EXTRA_SETS, EmojiWords, icon_rows
+from makers.picture_table import draw_rows, write_rows
 from tqdm import tqdm
-
-from seed.data.emoji import EMOJI_SETS, TEXT_PACKAGES, emoji_rows, held_out_concepts, load_emoji
-from seed.data.iconify import IconSet, fetch_package
-from seed.data.icons import EXTRA_SETS, EmojiWords, icon_rows
-from seed.data.picture_table import draw_rows, write_rows
 
 SIBLINGS = {"fluent": "fluent-flat"}  # the same icon names; only the sibling has a table of code points
 

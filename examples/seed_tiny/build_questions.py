@@ -1,10 +1,11 @@
 """Questions about pictures: on the emoji set by rules, and easy-vqa, in one schema, one Parquet file per split.
 
-    python examples/build_questions.py --emoji data/emoji64 --easy-vqa --output data/vqa
-    python examples/build_questions.py --emoji data/emoji64 --easy-vqa --output data/vqa_codes --model REPOSITORY
+    python examples/seed_tiny/build_questions.py --emoji data/emoji64 --easy-vqa --output data/vqa
+    python examples/seed_tiny/build_questions.py --emoji data/emoji64 --easy-vqa \
+        --output data/vqa_codes --model REPOSITORY
 
-Writes `emoji_SPLIT.parquet` for every split of the emoji set (examples/build_emoji.py) and `easy_vqa_train.parquet`,
-`easy_vqa_test.parquet`; the rules are in `seed.data.questions.emoji_questions`. With `--model`, codes made by that
+Writes `emoji_SPLIT.parquet` for every split of the emoji set (build_emoji.py makes it), `easy_vqa_train.parquet` and
+`easy_vqa_test.parquet`; the rules are in `makers.questions.emoji_questions`. With `--model`, codes made by that
 SEED repository's image tokenizer stand in place of the pictures, stamped with its hash: such files can be trained on.
 Pictures whose codes `seed tokenize` has written already need not be tokenised again: `--codes FILE ...`.
 """
@@ -14,9 +15,9 @@ from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from makers.questions import easy_vqa_questions, emoji_questions, write_questions
 from tqdm import tqdm
 
-from seed.data.questions import easy_vqa_questions, emoji_questions, write_questions
 from seed.hardware import keep_freed_memory
 
 COLUMNS = ["id", "image", "license", "attribution", "name", "names", "category", "subcategory"]
@@ -50,7 +51,7 @@ def sources(args: argparse.Namespace):
     if args.emoji:
         files = sorted(args.emoji.glob("*.parquet"))
         if not files:
-            raise FileNotFoundError(f"{args.emoji}: no Parquet files; examples/build_emoji.py makes them.")
+            raise FileNotFoundError(f"{args.emoji}: no Parquet files; examples/seed_tiny/build_emoji.py makes them.")
         for file in files:
             pictures = pq.read_table(file, columns=COLUMNS).to_pylist()
             asked = [question for row in tqdm(pictures, desc=file.stem) for question in emoji_questions(row)]

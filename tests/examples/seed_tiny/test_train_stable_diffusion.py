@@ -17,16 +17,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from toy_pictures import png
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SMOKE = ROOT / "examples/recipes/stable_diffusion/smoke.yaml"
 
 
 @pytest.fixture(scope="module")
 def script():
-    path = ROOT / "examples/train_stable_diffusion.py"
+    path = ROOT / "examples/seed_tiny/train_stable_diffusion.py"
     spec = importlib.util.spec_from_file_location("train_stable_diffusion", path)
     monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    monkeypatch.syspath_prepend(str(ROOT / "examples/seed_tiny"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     yield module

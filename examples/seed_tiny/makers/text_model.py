@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import GPT2Tokenizer, OPTConfig, PreTrainedTokenizerBase
 
-from .recipes import build_recipe, check_recipe_keys, check_training, read_yaml
+from seed.training.recipes import build_recipe, check_recipe_keys, check_training, read_yaml
 
 TOKENIZER_BATCH = 4096  # documents tokenized at once
 

@@ -7,10 +7,8 @@ import re
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from run_example import run_script
-
-from seed.data.iconify import PackageError
-from seed.data.text_corpus import (
+from makers.iconify import PackageError
+from makers.text_corpus import (
     TEXT_PACKAGES,
     Document,
     caption_documents,
@@ -19,6 +17,7 @@ from seed.data.text_corpus import (
     webster_documents,
     wordnet_documents,
 )
+from run_example import run_script
 
 NOUNS = """  1 This line is the licence.
 00000010 13 n 01 fruit 0 002 ~ 00000020 n 0000 ~ 00000030 n 0000 | the ripened part of a seed plant
@@ -136,7 +135,8 @@ def test_the_split_holds_out_whole_groups():
 
 def test_the_corpus_is_built_from_the_packages(cache, tmp_path, capsys):
     path = write_rows(tmp_path / "train.parquet", [row(name=f"apple {n}", concept=f"apple {n}") for n in range(100)])
-    run_script("build_text.py", "--captions", path, "--output", tmp_path / "text", "--cache-dir", tmp_path / "cache")
+    options = ["--captions", path, "--output", tmp_path / "text", "--cache-dir", tmp_path / "cache"]
+    run_script("seed_tiny/build_text.py", *options)
     parts = {name: pq.read_table(tmp_path / "text" / f"{name}.parquet").to_pylist() for name in ("train", "validation")}
     assert {"text", "source", "license"} == parts["train"][0].keys()
     sources = {item["source"] for part in parts.values() for item in part}

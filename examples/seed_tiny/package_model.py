@@ -1,6 +1,6 @@
 """Puts a trained image tokenizer, a Stable Diffusion decoder and a language model into one repository, as on the Hub.
 
-    python examples/package_model.py --image-tokenizer runs/image_tokenizer --decoder runs/stable_diffusion \
+    python examples/seed_tiny/package_model.py --image-tokenizer runs/image_tokenizer --decoder runs/stable_diffusion \
         --captions emoji64/train.parquet --guidance-scale 3 --num-inference-steps 12 --output hub_configs/seed-tiny
 
 and once more with `--language-model runs/language2` when that is trained: on the codes of the image tokenizer as it was

@@ -198,7 +198,7 @@ class EmojiWords:
 
     @classmethod
     def of(cls, emoji: Iterable[Emoji], held_out: Mapping[str, str]) -> "EmojiWords":
-        """From the emoji and the split of each held-out concept (`seed.data.emoji.held_out_concepts`)."""
+        """From the emoji and the split of each held-out concept (`makers.emoji.held_out_concepts`)."""
         vocabulary, names, concepts = set(), set(HELD_OUT_SYNONYMS), {}
         for entry in emoji:
             if entry.concept in held_out:

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from makers.text_model import TextBlocks, load_text_model_recipe, read_mixture, train_byte_level_tokenizer
 from run_example import EXAMPLES, run_script
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTForCausalLM
 
-from seed.training.text_model import TextBlocks, load_text_model_recipe, read_mixture, train_byte_level_tokenizer
 from seed.training.trainer import TrainingDivergedError
 
 RECIPES = EXAMPLES / "recipes" / "text_model"
@@ -37,11 +37,11 @@ def losses(output):
 def test_it_trains_resumes_and_loads(corpus, tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     arguments = ("--recipe", RECIPES / "smoke.yaml", "--data", corpus, "--max-steps", 4)
-    run_script("train_text_model.py", *arguments, "--output", whole)
+    run_script("seed_tiny/train_text_model.py", *arguments, "--output", whole)
     shutil.copytree(whole / "checkpoints" / "checkpoint-2", resumed / "checkpoints" / "checkpoint-2")
     (resumed / "checkpoints" / "checkpoint-3").mkdir()  # what a kill leaves of one
     shutil.copytree(whole / "text_tokenizer", resumed / "text_tokenizer")
-    run_script("train_text_model.py", *arguments, "--output", resumed)
+    run_script("seed_tiny/train_text_model.py", *arguments, "--output", resumed)
     assert losses(whole) == losses(resumed) and len(losses(whole)) == 4
     expected, found = load_file(whole / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert expected.keys() == found.keys()
@@ -60,7 +60,7 @@ def test_it_trains_resumes_and_loads(corpus, tmp_path):
 
 def test_several_processes_are_refused(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("seed.training.runs.process_state", lambda: SimpleNamespace(num_processes=2))
-    for script, data in (("train_text_model.py", corpus), ("finetune_lora.py", tmp_path)):
+    for script, data in (("seed_tiny/train_text_model.py", corpus), ("finetune_lora.py", tmp_path)):
         with pytest.raises(ValueError, match="runs in one process, and 2 were started"):
             run_script(script, "--recipe", RECIPES / "smoke.yaml", "--data", data, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -71,7 +71,7 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(corpus, tmp_path):
     shutil.copy(RECIPES / "smoke.yaml", recipe)
 
     def run(*options):
-        run_script("train_text_model.py", "--recipe", recipe, "--data", corpus, "--output", output, *options)
+        run_script("seed_tiny/train_text_model.py", "--recipe", recipe, "--data", corpus, "--output", output, *options)
 
     run("--max-steps", 2)
     run("--max-steps", 3)  # the same run, longer
@@ -100,8 +100,8 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_checkpoint(
     monkeypatch.setattr(OPTForCausalLM, "forward", diverging)
     output = tmp_path / "out"
     with pytest.raises(TrainingDivergedError, match="The loss is nan at step 4, .*checkpoint-2"):
-        run_script("train_text_model.py", "--recipe", RECIPES / "smoke.yaml", "--data", corpus, "--max-steps", 6,
-                   "--output", output)  # fmt: skip
+        run_script("seed_tiny/train_text_model.py", "--recipe", RECIPES / "smoke.yaml", "--data", corpus,
+                   "--max-steps", 6, "--output", output)  # fmt: skip
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["checkpoint-2"]
     assert not (output / "model.safetensors").exists()
 

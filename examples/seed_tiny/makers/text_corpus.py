@@ -1,6 +1,6 @@
 """English text from openly licensed packages: short definitions, prose, and the captions of training pictures.
 
-Every reader takes an unpacked package (see [`~seed.data.iconify.fetch_package`]) and yields [`Document`]s. Documents
+Every reader takes an unpacked package (see [`~makers.iconify.fetch_package`]) and yields [`Document`]s. Documents
 are split by a hash of their group (a synset, a headword, a chapter, a concept), so that what is held out was not seen
 in other words. The mixture is our choice: definitions first, because the model later names and describes pictures.
 """
@@ -228,7 +228,7 @@ def caption_documents(path: str | Path, source: str, seed: int = 0) -> Iterator[
     columns = ["captions", "name", "names", "keywords", "concept", "category", "subcategory", "license", "split"]
     missing = sorted(set(columns) - set(pq.read_schema(path).names))
     if missing:
-        raise ValueError(f"{path} lacks the columns {missing}; expected a table made by examples/build_emoji.py.")
+        raise ValueError(f"{path} lacks the columns {missing}; expected a table that build_emoji.py made.")
     rows = pq.read_table(path, columns=columns).to_pylist()
     splits = sorted({row["split"] for row in rows} - {"train"})
     if splits:

@@ -1,6 +1,6 @@
 """Trains the Stable Diffusion stand-in of `seed-tiny`: AutoencoderKL, CLIP text encoder, UNet2DConditionModel.
 
-    python examples/train_stable_diffusion.py --recipe examples/recipes/stable_diffusion/tiny.yaml \
+    python examples/seed_tiny/train_stable_diffusion.py --recipe examples/recipes/stable_diffusion/tiny.yaml \
         --data train.parquet --validation val_concept.parquet val_style.parquet --output runs/sd
 
 Hardware and time of the `tiny` recipe: one CPU core with AVX512-BF16, about two hours (see the recipe); no GPU.
@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from stable_diffusion_stand_in.data import (
+from makers.stable_diffusion.data import (
     CaptionTable,
     Pairs,
     cached,
@@ -38,8 +38,8 @@ from stable_diffusion_stand_in.data import (
     to_model_range,
     train_tokenizer,
 )
-from stable_diffusion_stand_in.loop import fit, half, save_atomically
-from stable_diffusion_stand_in.recipe import Recipe, TextRecipe, load_recipe
+from makers.stable_diffusion.loop import fit, half, save_atomically
+from makers.stable_diffusion.recipe import Recipe, TextRecipe, load_recipe
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
