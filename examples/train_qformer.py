@@ -1,37 +1,44 @@
-"""BLIP-2-style pretraining of a bidirectional Q-Former on a frozen, pretrained vision model.
+"""Pretrain a bidirectional Q-Former on a frozen vision model as BLIP-2 does: contrastive, matching, captioning losses.
 
-What SEED starts from, where BLIP-2's own weights are not to be had: contrastive, matching and captioning losses.
+SEED starts from BLIP-2's Q-Former. This script makes one for another vision model, or for other sizes.
 
     python examples/train_qformer.py --recipe examples/recipes/qformer/tiny.yaml \
+        --vision-model runs/encoder --text-tokenizer runs/text_tokenizer \
         --data emoji64/train.parquet --extra-data icons64.parquet \
         --feature-cache runs/features --output runs/qformer
+
+The vision model brings its own preprocessing, if its folder has a preprocessor_config.json. The text tokenizer is one
+as BERT's, with `[CLS]`, `[SEP]` and `[PAD]`; examples/seed_tiny/train_text_tokenizer.py makes a small one.
 
 Run it again with the same arguments to resume. Several processes: `accelerate launch examples/train_qformer.py ...`.
 """
 
-from pathlib import Path
+from transformers import AutoTokenizer
 
 from seed import SeedForImageTextPretraining
 from seed.training.datasets import ContrastiveCollator
 from seed.training.recipes import apply_head_settings
-from seed.training.runs import kept_tokenizer, loaded_hash, vocabulary_hash
+from seed.training.runs import loaded_hash, vocabulary_hash
 from seed.training.stage import (
     create_model,
     open_sources,
     parse_arguments,
-    read_captions,
     read_recipe,
     run_stage,
     save_stage,
 )
-from seed.training.text_tokenizer import train_text_tokenizer
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__, starts_from=None)
+    arguments = parse_arguments(
+        __doc__,
+        starts_from=None,
+        extra={"--text-tokenizer": "folder or Hub id of the text branch's tokenizer, e.g. bert-base-uncased"},
+        optional={"--vision-model": "folder or Hub id of the frozen vision model, instead of the recipe's"},
+    )
     recipe = read_recipe(arguments.recipe)
-    captions = read_captions(arguments)
-    tokenizer = kept_tokenizer(Path(arguments.output), captions, recipe.data.vocab_size, train_text_tokenizer)
+    recipe.vision_model = arguments.vision_model or recipe.vision_model
+    tokenizer = AutoTokenizer.from_pretrained(arguments.text_tokenizer)
 
     model, processor = create_model(recipe, vocab_size=len(tokenizer))
     head = SeedForImageTextPretraining(model.config)
@@ -42,6 +49,7 @@ def main() -> None:
     apply_head_settings(head, recipe.head)
     sources = open_sources(arguments, recipe, head.model, processor)
     collator = ContrastiveCollator(tokenizer, processor, recipe.data.max_text_length)
+    recipe.vision_model = None  # The run knows it by its weights, not by where they lie.
     run_stage(arguments, recipe, head, collator, sources, start)
     save_stage(arguments.output, head.model, processor, tokenizer, arguments.recipe)
 

@@ -33,7 +33,6 @@ from seed.training.text_features import TextFeatures
 
 NEW_MODULES = (
     "model.encode_layer",
-    "model.code_position_scales",
     "model.quantizer",
     "model.decode_layer",
     "model.reconstruction_decoder",

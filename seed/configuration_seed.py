@@ -60,10 +60,6 @@ class SeedConfig(PreTrainedConfig):
         vision_hidden_size (`int`, *optional*): width of the patch features; read from `vision_config` if None.
         qformer_config: the Causal Q-Former.
         codebook_size, code_dim: the VQ codebook, 8192 x 32.
-        code_position_scales (`bool`, defaults to `False`): multiplies what position k gives to the quantizer by learned
-            factors of its own, `(num_codes, code_dim)`, so that each position can look at other dimensions (our
-            choice; the paper encodes all positions alike, and causal embeddings that say the same then get the same
-            code 32 times over).
         quantization_loss_weighting (`"legacy"` or `"standard"`): see [`losses_seed.quantization_loss`].
         decoder_num_layers, decoder_num_heads, decoder_mlp_ratio, decoder_layer_norm_eps: both code decoders (pre-norm
             ViT blocks of the Q-Former's width).
@@ -96,7 +92,6 @@ class SeedConfig(PreTrainedConfig):
     qformer_config: dict | PreTrainedConfig | None = None
     codebook_size: int = 8192
     code_dim: int = 32
-    code_position_scales: bool = False
     quantization_loss_weighting: str = "legacy"
     decoder_num_layers: int = 4
     decoder_num_heads: int = 12

@@ -14,13 +14,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
-from .checkpoints_seed import CompleteCheckpointMixin, own_tensor
+from .checkpoints_seed import CompleteCheckpointMixin
 from .configuration_seed import SeedConfig
 from .modeling_seed_qformer import SeedAttention, SeedMLP, SeedQFormer
 from .quantization_seed import SeedCodebook, SeedVectorQuantizer
 
 # The parts that decide an image's codes; without the Q-Former's text side, which may not be loaded.
-_MAKES_CODES = re.compile(r"(vision_model|vision_layernorm|qformer|encode_layer|code_position_scales|quantizer)\b")
+_MAKES_CODES = re.compile(r"(vision_model|vision_layernorm|qformer|encode_layer|quantizer)\b")
 _READS_TEXT = re.compile(r"qformer\.(word_embeddings|position_embeddings|layers\.\d+\.text_mlp)")
 
 
@@ -112,8 +112,6 @@ class SeedPreTrainedModel(CompleteCheckpointMixin, PreTrainedModel):
         elif isinstance(module, SeedModel):
             if self.config.has_empty_prompt_embeds:
                 init.zeros_(module.empty_prompt_embeds)
-            if self.config.use_code_branch and self.config.code_position_scales:
-                init.ones_(module.code_position_scales)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -144,7 +142,7 @@ class SeedModel(SeedPreTrainedModel):
         r"qformer\.layers\.\d+\.text_mlp",
         r"(vision|text)_projection",
         r"^(encode_layer|quantizer|decode_layer|reconstruction_decoder|generation_decoder|reverse_qformer)\.",
-        r"^(generation_projection|code_position_scales)",
+        r"^generation_projection",
         r"^empty_prompt_embeds",
     ]
 
@@ -163,8 +161,6 @@ class SeedModel(SeedPreTrainedModel):
             self.text_projection = nn.Linear(width, config.projection_dim)
         if config.use_code_branch:
             self.encode_layer = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, config.code_dim))
-            if config.code_position_scales:
-                self.code_position_scales = nn.Parameter(torch.ones(config.num_codes, config.code_dim))
             self.quantizer = SeedVectorQuantizer(
                 config.codebook_size, config.code_dim, config.quantization_loss_weighting
             )
@@ -256,8 +252,7 @@ class SeedModel(SeedPreTrainedModel):
 
     def encode_causal_embeddings(self, causal_embeddings: torch.Tensor) -> torch.Tensor:
         """What the quantizer rounds, `(batch, num_codes, hidden_size)` -> `(batch, num_codes, code_dim)`."""
-        vectors = self.encode_layer(causal_embeddings)
-        return vectors * own_tensor(self, "code_position_scales") if self.config.code_position_scales else vectors
+        return self.encode_layer(causal_embeddings)
 
     # Codes out ------------------------------------------------------------------------------------------------------
 
@@ -389,10 +384,6 @@ class SeedModel(SeedPreTrainedModel):
         Starts the layers around the codebook on the principal components of causal embeddings (our choice): the encode
         layer projects onto the first `code_dim`, the decode layer goes back, both in the linear part of their tanh.
 
-        With `code_position_scales`, each position starts with weights of its own for the components
-        (`_start_position_scales`), which are brought nearer to one size (by the root of their standard deviation), so
-        that the codes are the factors of a product: together they say what one code cannot.
-
         Args:
             causal_embeddings: `(n, num_codes, hidden_size)`; some thousand rows in all are enough.
             scale: of the code vectors against the components.
@@ -407,19 +398,15 @@ class SeedModel(SeedPreTrainedModel):
         mean = rows.mean(dim=0)
         # Components of the variation within a position: what a position always says needs no code.
         centred = (causal_embeddings.float() - causal_embeddings.float().mean(dim=0)).reshape(-1, width)
-        variances, components = torch.linalg.eigh(centred.T @ centred / len(centred))
-        variances, components = variances.flip(0)[:code_dim], components.flip(1)[:, :code_dim]
-        scales = variances.new_full((code_dim,), scale)
-        if self.config.code_position_scales:
-            scales *= (variances.mean() / variances.clamp(min=1e-6 * float(variances[0]))) ** 0.25
-            self.code_position_scales.copy_(_start_position_scales(self.config.num_codes, code_dim))
+        _, components = torch.linalg.eigh(centred.T @ centred / len(centred))
+        components = components.flip(1)[:, :code_dim]
         small = 0.1  # tanh(0.1 x) is 0.1 x within a percent or so, for embeddings of about unit scale
         encode, decode = self.encode_layer, self.decode_layer
         encode[0].weight.copy_(small * torch.eye(width))
         encode[0].bias.copy_(-small * mean)
-        encode[2].weight.copy_(components.T * (scales[:, None] / small))
+        encode[2].weight.copy_(components.T * (scale / small))
         encode[2].bias.zero_()
-        decode[0].weight.copy_(torch.diag(small / scales))
+        decode[0].weight.copy_(small / scale * torch.eye(code_dim))
         decode[0].bias.zero_()
         decode[2].weight.copy_(components / small)
         decode[2].bias.copy_(mean)
@@ -435,8 +422,7 @@ class SeedModel(SeedPreTrainedModel):
         digest = hashlib.sha256()
         tensors = self.state_dict()
         if any(tensor.is_meta for tensor in tensors.values()):  # offloaded by accelerate
-            own = {name: own_tensor(self, name) for name in tensors if "." not in name}  # accelerate leaves these out
-            tensors = get_state_dict_offloaded_model(self) | own
+            tensors = get_state_dict_offloaded_model(self)
         for name, tensor in sorted(tensors.items()):
             if _MAKES_CODES.match(name) and not _READS_TEXT.match(name):
                 tensor = tensor.detach().cpu()
@@ -468,28 +454,6 @@ class SeedModel(SeedPreTrainedModel):
     def _require_text_branch(self) -> None:
         if not self.config.use_text_branch:
             raise ValueError("This model was loaded without its text branch; load it with use_text_branch=True.")
-
-
-def _start_position_scales(num_codes: int, code_dim: int) -> torch.Tensor:
-    """
-    How the positions' views of the components differ at the start, `(num_codes, code_dim)` (our choice).
-
-    The first half of the positions sees all components, the first of them evenly, the others by weights that are drawn
-    at random and differ the more the later they come: each code is a rough word for the whole, cut out otherwise. The
-    second half sees four components each, in order, and says in detail what is left.
-    """
-    words = (num_codes + 1) // 2
-    spread = 0.7 * (torch.arange(words) / max(1, words - 1)).sqrt()
-    scales = torch.zeros(num_codes, code_dim)
-    generator = torch.Generator().manual_seed(0)
-    scales[:words] = torch.exp(spread[:, None] * torch.randn(words, code_dim, generator=generator))
-    for number in range(num_codes - words):
-        # Another turn through the components starts three later, for other groups and other rounding errors.
-        first = 4 * number + 3 * (4 * number // code_dim)
-        scales[words + number, torch.arange(first, first + min(4, code_dim)) % code_dim] = 1
-    scales /= scales.square().mean(dim=1, keepdim=True).sqrt()
-    scales[words:] *= 0.6  # smaller vectors take fewer codes of the codebook that all positions share
-    return scales
 
 
 def _require_one(**arguments: torch.Tensor | None) -> None:

@@ -46,13 +46,9 @@ class SeedForContrastiveLearning(SeedPreTrainedModel):
 
     Args:
         label_smoothing: 0.1 in the released recipe.
-        fixed_temperature: divides the similarities in place of the learned temperature if not 0 (our choice for
-            learning rates far above the released one, where the learned temperature rose from 0.07 to 0.156; whether
-            that costs anything was not isolated).
     """
 
     main_input_name = "input_ids"
-    fixed_temperature = 0.0
     label_smoothing = 0.1
 
     def __init__(self, config: SeedConfig):
@@ -94,9 +90,6 @@ class SeedForContrastiveLearning(SeedPreTrainedModel):
         all_groups = gather_with_gradient(groups)
         # In place of a clamp, whose gradient is zero beyond the bound.
         temperature = self.temperature + (self.temperature.clamp(min=MIN_TEMPERATURE) - self.temperature).detach()
-        if self.fixed_temperature:
-            # Adding nothing of the parameter keeps it in the graph, which distributed training wants.
-            temperature = self.fixed_temperature + 0.0 * self.temperature
         targets = contrastive_targets(groups, all_groups)
         loss = contrastive_loss(
             image_features,
@@ -207,9 +200,6 @@ class SeedForQuantization(SeedPreTrainedModel):
             1 .. num_codes (our choice, so that prefixes can be drawn; 0 in the released recipe).
         kmeans_initialization: puts the codebook on the data when training starts (our choice; off in the released
             recipe). Both are done by `initialize_from_embeddings`.
-        freeze_codes: keeps the encode layer, the position scales and the codebook as `initialize_from_embeddings` made
-            them and trains what follows them (our choice for short trainings, in which the gradient through the
-            quantiser spoils a good start; off in the released recipe). Codes are then known before the training.
         revival_interval: forward passes in training between revivals of codes that had no hit in that time; 0 never
             revives (released). With gradient accumulation there are several to a step of the optimiser.
 
@@ -224,7 +214,6 @@ class SeedForQuantization(SeedPreTrainedModel):
     pca_initialization = False
     prefix_probability = 0.0
     kmeans_initialization = False
-    freeze_codes = False
     revival_interval = 0
 
     def __init__(self, config: SeedConfig):
@@ -285,20 +274,16 @@ class SeedForQuantization(SeedPreTrainedModel):
         Args:
             text_features: `(batch, 77, generation_dim)`, Stable Diffusion's features of one fixed caption per image.
             pixel_values, vision_features, causal_embeddings: the image, or what was cached of it.
-
-        Raises:
-            ValueError: in training, both `freeze_codes` and `revival_interval` are set.
         """
         model = self.model
         if causal_embeddings is None:
             with torch.no_grad():
                 causal_embeddings = model.get_causal_embeddings(pixel_values, vision_features)
         causal_embeddings = causal_embeddings.to(self.dtype)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_codes):
-            vectors = model.encode_causal_embeddings(causal_embeddings)
-            if self.training:
-                self._revive_codes(vectors.detach())
-            quantized = model.quantizer(vectors)
+        vectors = model.encode_causal_embeddings(causal_embeddings)
+        if self.training:
+            self._revive_codes(vectors.detach())
+        quantized = model.quantizer(vectors)
         code_mask = self._sample_prefixes(quantized.codes) if self.training else None
 
         raised = model.decode_layer(quantized.quantized)
@@ -354,11 +339,6 @@ class SeedForQuantization(SeedPreTrainedModel):
     @torch.no_grad()
     def _revive_codes(self, vectors: torch.Tensor) -> None:
         """Moves dead codes onto the data every `revival_interval` forward passes."""
-        if self.freeze_codes and self.revival_interval:
-            raise ValueError(
-                f"freeze_codes keeps the codebook as it is, but revival_interval={self.revival_interval} would move "
-                "its unused codes; set freeze_codes=False or revival_interval=0."
-            )
         step = int(self.training_steps)
         if not self.revival_interval or step == 0 or step % self.revival_interval:
             return

@@ -351,10 +351,8 @@ def test_tokenising_tells_accelerate_where_models_are_offloaded():
 
 
 def test_an_offloaded_image_tokenizer_gives_its_buffers_and_hash():
-    """As `enable_sequential_cpu_offload` leaves one that has a parameter of its own, the positions' scales."""
-    model = make_seed_model(code_position_scales=True)
-    with torch.no_grad():
-        model.code_position_scales.uniform_(0.2, 2)
+    """As `enable_sequential_cpu_offload` leaves one that has a buffer of its own, the empty prompt's features."""
+    model = make_seed_model()
     pixels = torch.randn(2, 3, 28, 28)
     codes = model.get_image_tokens(pixels)
     model.set_empty_prompt_embeds(torch.randn(1, 77, 40))

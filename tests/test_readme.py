@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from makers.text_tokenizer import train_text_tokenizer
 from PIL import Image
 from reference_seed1 import ReferenceSeed1
 from run_example import run_script
@@ -55,7 +56,9 @@ def run_training(command: str, folder: Path) -> None:
     row = {"image": {"bytes": image.read_bytes(), "path": None}, "captions": ["red square"]}
     Dataset.from_list([row] * 8).to_parquet(folder / "emoji64" / "train.parquet")
     data = ["--data", "emoji64/train.parquet"]
-    run_script("train_qformer.py", "--recipe", "examples/recipes/qformer/smoke.yaml", *data, "--output", "runs/qformer")
+    train_text_tokenizer(row["captions"], 100).save_pretrained("runs/text_tokenizer")
+    run_script("train_qformer.py", "--recipe", "examples/recipes/qformer/smoke.yaml", *data,
+               "--text-tokenizer", "runs/text_tokenizer", "--output", "runs/qformer")  # fmt: skip
     script, *arguments = shlex.split(command.replace("tiny.yaml", "smoke.yaml"))[1:]
     run_script(Path(script).name, *arguments)
     assert (folder / "runs" / "stage1" / "model.safetensors").exists()

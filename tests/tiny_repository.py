@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from makers.text_tokenizer import train_text_tokenizer
 from PIL import Image
 from tiny_models import make_tiny_seed_config
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from seed import SeedImageProcessorPil, SeedModel, SeedPipeline
-from seed.training.text_tokenizer import train_text_tokenizer
 
 CAPTIONS = ["red square", "blue circle", "green triangle", "a dog", "a cat"]
 SIZE = 16  # of the drawings, in pixels

@@ -1,12 +1,12 @@
 #!/bin/sh
-# The same tables for seed-tiny, on the emoji set's held-out style and concepts (`python examples/build_emoji.py`).
+# The same tables for seed-tiny, on the emoji set's held-out style and concepts (examples/seed_tiny/build_emoji.py).
 #
 #   sh examples/reproduce/seed_tiny.sh DATA OUTPUT [BIDIRECTIONAL]
 #
 # DATA           the folder that build_emoji.py wrote, with train.parquet and the val and test splits
 # OUTPUT         metrics and predictions go to OUTPUT/SPLIT
 # BIDIRECTIONAL  the control of stage I, for the first row: what examples/train_stage1.py makes of the pretrained
-#                Q-Former by recipes/stage1/tiny_bidirectional.yaml, then _second, _third and _fourth
+#                Q-Former by recipes/stage1/tiny_bidirectional.yaml
 set -eu
 data=$1 output=$2
 

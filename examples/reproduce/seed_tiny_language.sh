@@ -1,6 +1,7 @@
 #!/bin/sh
 # Captions, answers and drawings of seed-tiny, on held-out styles and concepts of the emoji set and on easy-vqa
-# (`python examples/build_emoji.py`, `python examples/build_questions.py --emoji EMOJI --easy-vqa --output QUESTIONS`).
+# (examples/seed_tiny/build_emoji.py,
+# and examples/seed_tiny/build_questions.py --emoji EMOJI --easy-vqa --output QUESTIONS).
 #
 #   sh examples/reproduce/seed_tiny_language.sh EMOJI QUESTIONS OUTPUT [MODEL]
 #

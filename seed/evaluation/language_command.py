@@ -42,7 +42,7 @@ def _add_vqa(tasks) -> None:
         "vqa",
         help="answers to questions by VQA accuracy, beside the majority answer and answers without looking",
         description="Prints accuracies and writes vqa.json and the predictions to --output. --data is a Parquet file, "
-        "or a folder of them, with `question`, `answers`, and `image` or `codes` (examples/build_questions.py).",
+        "or a folder of them, with `question`, `answers`, and `image` or `codes`.",
     )
     _add_common(parser, "questions, see seed.data.questions", batch_size=64)
     add_image_root_option(parser)

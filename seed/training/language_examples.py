@@ -144,7 +144,7 @@ class LanguageFile:
     | `instruction` | `messages`: list of `{role, content}`, see [`SeedProcessor.instruction_example`] |
     | `text` | `text`; what does not fit is cut off |
 
-    A file of text alone, as examples/build_text.py writes it, has no codes and needs no stamp. Rows without a task's
+    A file of text alone has no codes and needs no stamp. Rows without a task's
     words (no or empty captions, question, answers, segments, messages or text) are left out of that task, and one
     warning counts them; a task whose column is of another type, or empty, or lacks the `codes` beside it, is left out
     where the file serves others.

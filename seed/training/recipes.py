@@ -30,14 +30,12 @@ class DataRecipe:
         views: views of each picture in the feature cache, the first as it is, the others augmented; without
             `--feature-cache` pictures are trained on as they are.
         extra_views: the same for `--extra-data`.
-        vocab_size: of the text tokenizer, for the stage that trains one.
         max_text_length: tokens to which captions are cut (32 in the released recipe).
         first_caption_probability: how often the first caption is drawn where a picture has several.
     """
 
     views: int = 1
     extra_views: int = 1
-    vocab_size: int = 4096
     max_text_length: int = 32
     first_caption_probability: float = 0.5
 
@@ -51,7 +49,8 @@ class StageRecipe:
         model: overrides of [`SeedConfig`].
         image_processor: overrides of [`SeedImageProcessor`], for the stage that creates the model.
         vision_model: where the frozen vision model comes from, for the stage that creates the model: a folder or Hub
-            id for `AutoModel`, or "efficientnet-lite0".
+            id for `AutoModel`. Its `preprocessor_config.json`, where there is one, gives the image processor's size,
+            mean and standard deviation, unless `image_processor` says otherwise.
         head: attributes of the stage's head, see `modeling_seed_heads`.
         data: see [`DataRecipe`].
         epochs: passes over the data.

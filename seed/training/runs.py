@@ -5,14 +5,12 @@ import hashlib
 import json
 import logging
 import math
-import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import AutoTokenizer
 
 from ..data.provenance import hash_tensors
 from ..files_seed import write_atomically
@@ -81,35 +79,6 @@ def last_checkpoint(folder: str | Path) -> str | None:
         except ValueError:  # cut short, or another folder
             continue
     return str(whole[max(whole)]) if whole else None
-
-
-def kept_tokenizer(output: Path, texts: Sequence[str], vocab_size: int, train: Callable):
-    """
-    The text tokenizer of an earlier start of a run, in `output`/text_tokenizer, or a new one: pieces that are equally
-    frequent are chosen differently each time, and a run that resumes needs its own.
-
-    It is made anew for other texts or another size, unless there are checkpoints, which need it: whether they are of
-    this run [`check_run`] says.
-
-    Args:
-        texts: what it is trained on.
-        train: `train(texts, vocab_size)` makes the tokenizer.
-    """
-    folder = output / "text_tokenizer"
-    digest = hashlib.sha256(str(vocab_size).encode())
-    for text in texts:
-        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    with process_state().main_process_first():
-        memory = folder / "made_of.txt"
-        same = memory.is_file() and memory.read_text() == digest.hexdigest()
-        if not same and (last_checkpoint(output / "checkpoints") is None or not folder.is_dir()):
-            partial = folder.with_name(f"{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            train(texts, vocab_size).save_pretrained(partial)
-            (partial / memory.name).write_text(digest.hexdigest())
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.rename(folder)
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def check_run(output: Path, run: dict[str, object], checkpoint: str | None) -> None:
@@ -182,7 +151,6 @@ __all__ = [
     "STEP",
     "check_run",
     "file_hash",
-    "kept_tokenizer",
     "last_checkpoint",
     "loaded_hash",
     "process_state",

@@ -14,10 +14,8 @@ from transformers import AutoModel, set_seed
 
 from ..command_line import add_image_root_option
 from ..configuration_seed import SeedConfig
-from ..conversion.efficientnet_lite import IMAGE_MEAN, IMAGE_STD, load_efficientnet_lite0
 from ..data.augmentation import augment
 from ..data.image_text import SkipReport, load_image_text, picture_file_states
-from ..data.image_text_sources import caption_list
 from ..data.images import InvalidImageError, load_image
 from ..data.provenance import preprocessing_hash
 from ..files_seed import replacing, write_atomically
@@ -33,7 +31,10 @@ from .trainer import SeedTrainer, refuse_data_parallel, training_arguments
 
 
 def parse_arguments(
-    description: str, starts_from: str | None, extra: dict[str, str] | None = None
+    description: str,
+    starts_from: str | None,
+    extra: dict[str, str] | None = None,
+    optional: dict[str, str] | None = None,
 ) -> argparse.Namespace:
     """
     Command line of a training script.
@@ -41,6 +42,7 @@ def parse_arguments(
     Args:
         starts_from: what `--init` names; None for the stage that creates the model.
         extra: further required options and their help.
+        optional: options that need not be given, and their help.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="YAML file, see examples/recipes")
@@ -57,6 +59,8 @@ def parse_arguments(
         parser.add_argument("--init", required=True, help=starts_from)
     for option, text in (extra or {}).items():
         parser.add_argument(option, required=True, help=text)
+    for option, text in (optional or {}).items():
+        parser.add_argument(option, help=text)
     keep_freed_memory()  # before the features are computed
     parsed = parser.parse_args()
     refuse_data_parallel()
@@ -82,43 +86,61 @@ def read_config(init: str, recipe: StageRecipe, use_code_branch: bool) -> SeedCo
     return config
 
 
-def load_vision_model(source: str, image_size: int):
+def load_vision_model(source: str):
     """
-    The frozen vision model of a recipe: "efficientnet-lite0", or a folder or Hub id for `AutoModel`; of a model with a
-    `vision_model` of its own (SEED, BLIP-2, CLIP) that part.
+    Load the frozen vision model of a recipe from a folder or a Hub id, as `AutoModel` does.
+
+    Returns:
+        The model, or its `vision_model` where it has such a part, as SEED, BLIP-2 and CLIP have.
     """
-    if source == "efficientnet-lite0":
-        return load_efficientnet_lite0(image_size)
-    model = AutoModel.from_pretrained(source)
+    model = AutoModel.from_pretrained(source, dtype=torch.float32)
     return getattr(model, "vision_model", model)
 
 
 def create_model(recipe: StageRecipe, vocab_size: int) -> tuple[SeedModel, SeedImageProcessorPil]:
-    """A new [`SeedModel`] around the recipe's pretrained vision model, and its image processor."""
+    """
+    Make a new [`SeedModel`] around the recipe's pretrained vision model, and its image processor.
+
+    Args:
+        recipe: without a `vision_model`, one is drawn at random for `model.vision_config`.
+        vocab_size: entries of the text branch's tokenizer.
+    """
     processor = make_image_processor(recipe)
     settings = dict(recipe.model)
     settings["qformer_config"] = settings.get("qformer_config", {}) | {"vocab_size": vocab_size}
     if recipe.vision_model is None:
         return SeedModel(SeedConfig(use_code_branch=False, **settings)), processor
-    vision_model = load_vision_model(recipe.vision_model, processor.size["height"])
-    config = SeedConfig(vision_config=vision_model.config.to_dict(), use_code_branch=False, **settings)
-    model = SeedModel(config)
+    vision_model = load_vision_model(recipe.vision_model)
+    settings["vision_config"] = vision_model.config.to_dict()
+    model = SeedModel(SeedConfig(use_code_branch=False, **settings))
     model.vision_model.load_state_dict(vision_model.state_dict())
     return model, processor
 
 
 def make_image_processor(recipe: StageRecipe) -> SeedImageProcessorPil:
-    settings = dict(recipe.image_processor)
-    if recipe.vision_model == "efficientnet-lite0":
-        settings = {"image_mean": IMAGE_MEAN, "image_std": IMAGE_STD} | settings
-    return SeedImageProcessorPil(**settings)
+    """Make SEED's image processor with the vision model's size, mean and deviation, which the recipe may override."""
+    own = {} if recipe.vision_model is None else read_preprocessing(recipe.vision_model)
+    return SeedImageProcessorPil(**own | recipe.image_processor)
 
 
-def read_captions(arguments: argparse.Namespace) -> list[str]:
-    """All captions of `--data` and `--extra-data`, to train a text tokenizer on."""
-    named = [(path, arguments.split) for path in arguments.data] + [(path, None) for path in arguments.extra_data]
-    datasets = [load_image_text(path, split=split, image_root=arguments.image_root) for path, split in named]
-    return [caption for dataset in datasets for captions in dataset["captions"] for caption in caption_list(captions)]
+def read_preprocessing(source: str) -> dict:
+    """
+    Read what a vision model's own `preprocessor_config.json` says of size, mean and standard deviation.
+
+    Returns:
+        Those of `size` (`height` and `width`), `image_mean` and `image_std` that it names; nothing without such a file.
+    """
+    try:
+        own, _ = SeedImageProcessorPil.get_image_processor_dict(source)
+    except OSError:
+        return {}
+    found = {name: own[name] for name in ("image_mean", "image_std") if name in own}
+    # CLIP's processors scale the shortest edge and crop; SEED's squashes the whole picture to the size of the crop.
+    for size in (own.get("size"), own.get("crop_size")):
+        if isinstance(size, dict) and {"height", "width"} <= size.keys():
+            found["size"] = {"height": size["height"], "width": size["width"]}
+            break
+    return found
 
 
 def open_sources(
@@ -306,7 +328,6 @@ __all__ = [
     "first_embeddings",
     "open_sources",
     "parse_arguments",
-    "read_captions",
     "read_recipe",
     "run_stage",
     "save_stage",

@@ -5,13 +5,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from makers.text_tokenizer import train_text_tokenizer
 from tokenizers import pre_tokenizers
 from toy_pictures import NAMES, toy_rows
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from seed.image_processing_seed import SeedImageProcessorPil
 from seed.modeling_seed import SeedModel
-from seed.training.text_tokenizer import train_text_tokenizer
 
 
 @pytest.fixture

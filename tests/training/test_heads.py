@@ -121,25 +121,6 @@ def test_stage_two_changes_nothing_of_stage_one(config):
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-def test_frozen_codes_stay_as_they_are(config):
-    config.code_position_scales = True
-    head, inputs = stage_two(config, freeze_codes=True)
-    head.train()
-    head(**inputs).loss.backward()
-    for name, parameter in head.model.named_parameters():
-        if name.startswith(("encode_layer", "code_position_scales", "quantizer")):
-            assert parameter.grad is None, name
-        elif name.startswith(("decode_layer", "reconstruction_decoder", "generation", "reverse_qformer")):
-            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
-
-
-def test_frozen_codes_cannot_be_revived(config):
-    head, inputs = stage_two(config, freeze_codes=True, revival_interval=100)
-    head.train()
-    with pytest.raises(ValueError, match="revival_interval=100"):
-        head(**inputs)
-
-
 def test_stage_two_wants_the_decoder_it_trains(config):
     config.use_reconstruction_decoder = False
     with pytest.raises(ValueError, match="use_reconstruction_decoder=True"):
@@ -177,10 +158,8 @@ def test_dead_codes_are_revived_on_schedule(config):
     assert int(head.training_steps) == 3
 
 
-@pytest.mark.parametrize("position_scales", [False, True])
-def test_pca_initialization_keeps_what_components_hold(config, position_scales):
+def test_pca_initialization_keeps_what_components_hold(config):
     """Encoded and decoded at once, embeddings come back as their projection onto the principal components."""
-    config.code_position_scales = position_scales
     head, _ = stage_two(config, pca_initialization=True)
     causal = low_rank_embeddings(config, 200)
     head.initialize_from_embeddings(causal)
@@ -196,59 +175,6 @@ def low_rank_embeddings(config, count: int) -> torch.Tensor:
     hidden = torch.randn(count, 1, config.code_dim, generator=generator) @ directions / 5
     mean = torch.randn(hidden.shape[-1], generator=generator)
     return (hidden + mean).expand(-1, config.num_codes, -1)
-
-
-def test_position_scales_let_equal_embeddings_have_codes_that_say_more(config):
-    """
-    Where all positions say the same, encoding them alike gives one code many times; with scales the code vectors,
-    summed over the positions, hold the embeddings far better.
-    """
-    causal, kept = low_rank_embeddings(config, 600), {}
-    for position_scales in (False, True):
-        config.code_position_scales = position_scales
-        head, _ = stage_two(config, pca_initialization=True, kmeans_initialization=True)
-        head.initialize_from_embeddings(causal)
-        with torch.no_grad():
-            codes = head.model.get_image_tokens(causal_embeddings=causal)
-            vectors = head.model.quantizer.code_vectors(codes).sum(1).double()
-        distinct = torch.tensor([len(row.unique()) for row in codes]).float().mean()
-        assert position_scales == bool(distinct > 1)
-        inputs = torch.cat([vectors, torch.ones(len(vectors), 1)], dim=1)
-        targets = causal[:, 0].double()
-        residual = targets - inputs @ torch.linalg.lstsq(inputs, targets).solution
-        kept[position_scales] = 1 - float(residual.var() / targets.var(dim=0).mean())
-    assert kept[True] > kept[False] + 0.1
-
-
-def test_positions_start_with_views_of_their_own_that_cover_all_components(config):
-    from seed.modeling_seed import _start_position_scales
-
-    for num_codes, code_dim in ((32, 32), (8, 4), (5, 7), (1, 3)):
-        scales = _start_position_scales(num_codes, code_dim)
-        words = (num_codes + 1) // 2
-        assert torch.allclose(scales[0], torch.ones(code_dim)), "the first code sees the whole"
-        assert (scales[:words] > 0).all() and len(scales[:words].unique(dim=0)) == words
-        assert set((scales[words:] > 0).sum(1).tolist()) <= {min(4, code_dim)}
-        size = scales.square().mean(dim=1).sqrt()
-        assert torch.allclose(size, torch.where(torch.arange(num_codes) < words, 1.0, 0.6))
-    details = [tuple(row.nonzero().flatten().tolist()) for row in scales_of_details()]
-    assert details[:2] == [(0, 1, 2, 3), (4, 5, 6, 7)] and len(set(details)) == 16
-    assert sorted(component for group in details for component in group) == sorted([*range(32)] * 2)
-
-
-def scales_of_details() -> torch.Tensor:
-    from seed.modeling_seed import _start_position_scales
-
-    return _start_position_scales(32, 32)[16:]
-
-
-def test_codes_hash_knows_position_scales(config):
-    config.code_position_scales = True
-    model = SeedModel(config)
-    before = model.codes_hash()
-    with torch.no_grad():
-        model.code_position_scales[0, 0] += 1
-    assert model.codes_hash() != before
 
 
 def test_prefix_masks_show_only_first_codes(config):

@@ -15,20 +15,10 @@ def test_shipped_recipes_are_valid(stage, size):
     assert load_recipe(RECIPES / stage / f"{size}.yaml").epochs > 0
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("stage*/tiny_*.yaml")), ids=lambda path: path.stem)
-def test_the_other_recipes_of_seed_tiny_are_valid(path):
-    assert load_recipe(path).epochs > 0
-
-
-@pytest.mark.parametrize("part", ["", "_second", "_third", "_fourth"])
-def test_the_control_of_stage_one_differs_in_the_mask_alone(part):
-    names = (f"tiny{part}", f"tiny_bidirectional{part}")
-    causal, control = (load_recipe(RECIPES / "stage1" / f"{name}.yaml") for name in names)
+def test_the_control_of_stage_one_differs_in_the_mask_alone():
+    causal, control = (load_recipe(RECIPES / "stage1" / f"{name}.yaml") for name in ("tiny", "tiny_bidirectional"))
     assert causal.model.pop("qformer_config") == {"causal": True}
     assert control.model.pop("qformer_config") == {"causal": False}
-    if part == "_fourth":  # two processes and one, of one batch in all
-        assert 2 * causal.training.pop("per_device_train_batch_size") == 256
-        assert control.training.pop("per_device_train_batch_size") == 256
     assert causal == control
 
 

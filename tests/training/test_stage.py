@@ -1,12 +1,13 @@
 """What the training scripts share: pictures that do not open, where features are computed, how many processes."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
 
-from seed import SeedModel
+from seed import SeedImageProcessorPil, SeedModel
 from seed.training import stage
 from seed.training.datasets import PictureSource
 from seed.training.recipes import StageRecipe
@@ -47,3 +48,34 @@ def test_a_model_that_is_split_or_copied_within_a_process_is_refused(way):
         return
     with pytest.raises(ValueError, match="DDP, a process for each .*torchrun"):
         FiniteTrainer.require_one_model_per_process(trainer)
+
+
+@pytest.mark.parametrize("own", [None, "height", "crop"])
+def test_a_vision_model_brings_its_own_preprocessing(tiny_seed_config, tmp_path, own):
+    """Its size, mean and deviation hold unless the recipe says otherwise."""
+    config = tiny_seed_config()
+    whole = SeedModel(config)
+    whole.save_pretrained(tmp_path)  # of which the stage takes the vision model alone
+    if own:
+        square = {"height": 28, "width": 28}
+        size = {"size": square} if own == "height" else {"size": {"shortest_edge": 32}, "crop_size": square}
+        values = {"image_processor_type": "CLIPImageProcessor", "image_mean": [0.1, 0.2, 0.3], "image_std": [0.5] * 3}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(values | size))
+    qformer = config.to_dict()["qformer_config"]
+    recipe = StageRecipe(
+        epochs=1,
+        training={},
+        model={"qformer_config": qformer},
+        image_processor={"image_std": [0.25] * 3},
+        vision_model=str(tmp_path),
+    )
+    processor = stage.make_image_processor(recipe)
+    assert list(processor.image_std) == [0.25] * 3
+    if own:
+        assert list(processor.image_mean) == [0.1, 0.2, 0.3] and dict(processor.size) == {"height": 28, "width": 28}
+    else:
+        assert list(processor.image_mean) == SeedImageProcessorPil.image_mean and processor.size["height"] == 224
+    model, _ = stage.create_model(recipe, vocab_size=40)
+    expected, found = whole.vision_model.state_dict(), model.vision_model.state_dict()
+    assert expected.keys() == found.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert model.config.qformer_config.vocab_size == 40
