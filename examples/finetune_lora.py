@@ -10,23 +10,21 @@ paths; `SeedProcessor.from_pretrained("runs/mine").save_pretrained("shared", who
 be moved. `adapter/` holds what was trained alone, and before_after.png what changed.
 """
 
-import argparse
 import random
 from pathlib import Path
 
 import torch
+from arguments import add_data_options, make_parser
 from PIL import Image, ImageDraw, ImageFont
 from transformers import set_seed
 
 from seed import SeedPipeline, default_model
-from seed.command_line import add_image_root_option
 from seed.data.augmentation import augment
 from seed.data.codes import CodesMetadata
 from seed.data.image_text import SkipReport, iter_valid, load_image_text
+from seed.data.sheets import plain_letters
 from seed.data.tokenization import load_image_tokenizer
 from seed.evaluation.decoding import LENGTH_PENALTY, MAX_CAPTION_TOKENS, NUM_BEAMS
-from seed.evaluation.sheets import plain_letters
-from seed.language_tasks import draw_prompts
 from seed.pipeline_seed import load_language_model
 from seed.training.language_examples import LanguageFile, load_language_recipe, write_views
 from seed.training.language_stage import check_output, run_language_stage, save_language_model
@@ -38,10 +36,8 @@ CELL, LINE, MARGIN = 128, 18, 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder of pictures and captions, or other image-text data")
-    parser.add_argument("--split", help="of --data, where it holds several")
-    add_image_root_option(parser)
+    parser = make_parser(__doc__)
+    add_data_options(parser, "folder of pictures and captions, or other image-text data")
     parser.add_argument("--output", required=True, type=Path, help="folder for the fine-tuned repository")
     parser.add_argument("--model", default=default_model(), help="SEED repository (default: seed-tiny)")
     parser.add_argument("--recipe", default=Path(__file__).parent / "recipes" / "finetune" / "tiny.yaml", type=Path)
@@ -85,7 +81,8 @@ def main() -> None:
             arguments.model, image_tokenizer=image_tokenizer, language_model=language_model, processor=processor
         ).to(device)
         pipeline.set_progress_bar_config(disable=True)
-        return written, draw_prompts(pipeline, prompts)
+        noise = [torch.Generator().manual_seed(0) for _ in prompts]
+        return written, pipeline(prompt=prompts, generator=noise).images
 
     before = try_out(load_language_model(arguments.model))
     run_language_stage(arguments.output, recipe, model, processor, [file])

@@ -11,6 +11,8 @@ Run it again with the same arguments to resume. Several processes: `accelerate l
 
 from pathlib import Path
 
+from arguments import parse_stage_arguments, stage_data
+
 from seed import SeedForImageTextPretraining
 from seed.training.datasets import ContrastiveCollator
 from seed.training.recipes import apply_head_settings
@@ -18,7 +20,6 @@ from seed.training.runs import kept_tokenizer, loaded_hash, vocabulary_hash
 from seed.training.stage import (
     create_model,
     open_sources,
-    parse_arguments,
     read_captions,
     read_recipe,
     run_stage,
@@ -28,9 +29,10 @@ from seed.training.text_tokenizer import train_text_tokenizer
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__, starts_from=None)
+    arguments = parse_stage_arguments(__doc__, starts_from=None)
     recipe = read_recipe(arguments.recipe)
-    captions = read_captions(arguments)
+    data = stage_data(arguments)
+    captions = read_captions(data)
     tokenizer = kept_tokenizer(Path(arguments.output), captions, recipe.data.vocab_size, train_text_tokenizer)
 
     model, processor = create_model(recipe, vocab_size=len(tokenizer))
@@ -40,9 +42,9 @@ def main() -> None:
     if recipe.vision_model is not None:  # else drawn, as all the rest
         start["vision model"] = loaded_hash(head.model.vision_model)
     apply_head_settings(head, recipe.head)
-    sources = open_sources(arguments, recipe, head.model, processor)
+    sources = open_sources(data, recipe, head.model, processor, arguments.output, arguments.feature_cache)
     collator = ContrastiveCollator(tokenizer, processor, recipe.data.max_text_length)
-    run_stage(arguments, recipe, head, collator, sources, start)
+    run_stage(arguments.output, recipe, head, collator, sources, start, max_steps=arguments.max_steps)
     save_stage(arguments.output, head.model, processor, tokenizer, arguments.recipe)
 
 

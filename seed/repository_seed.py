@@ -16,6 +16,8 @@ DECODER_FOLDER = "decoder"
 # repository with a language model also everything else that SeedProcessor stores.
 POINTER_FILE = "processor_config.json"
 CONFIG_FILE = "config.json"
+# In the image tokenizer's folder: what `seed demo` chooses the nearest captions from, one per line, UTF-8.
+CAPTIONS_FILE = "captions.txt"
 # As transformers and diffusers name weights: one file, or shards and their index.
 WEIGHT_FILES = ("model*.safetensors*", "diffusion_pytorch_model*.safetensors*")
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".ckpt", ".h5", ".msgpack", ".onnx", ".pb", ".pt", ".pth"}
@@ -271,6 +273,7 @@ def follow_pointer(
 
 
 __all__ = [
+    "CAPTIONS_FILE",
     "DECODER_PARTS",
     "fetch",
     "follow_pointer",

@@ -1,4 +1,4 @@
-"""How captions and answers are written; apart from the model, so that the command's help needs no torch."""
+"""How captions and answers are written, unless the caller asks otherwise."""
 
 # Captions and short answers; what is longer is cut, and a model that writes so much has not stopped.
 MAX_CAPTION_TOKENS = 32

@@ -23,8 +23,8 @@ class EvaluatedLanguageModel:
         name: a SEED repository with a language model: folder or Hub id.
         device: where it runs.
         dtype: of the language model; the image tokenizer is in float32 always.
-        num_beams: for captions and answers; 1 is greedy.
-        length_penalty: of beams: their score is their log probability over their length to this power.
+        num_beams: for captions and answers; 1 is greedy search. `NUM_BEAMS` if None.
+        length_penalty: beams are scored by log probability / length ** length_penalty. `LENGTH_PENALTY` if None.
         token_guidance_scale: for drawing; the processor's setting if None.
         temperature: for drawing: 0 takes the likeliest code each time, more samples; the processor's setting if None.
         top_p: for drawing, at a temperature above 0: samples from the likeliest codes only.
@@ -41,8 +41,8 @@ class EvaluatedLanguageModel:
         self,
         name: str | Path,
         device: str | torch.device = "cpu",
-        num_beams: int = NUM_BEAMS,
-        length_penalty: float = LENGTH_PENALTY,
+        num_beams: int | None = None,
+        length_penalty: float | None = None,
         token_guidance_scale: float | None = None,
         temperature: float | None = None,
         top_p: float | None = None,
@@ -66,6 +66,8 @@ class EvaluatedLanguageModel:
         self.model = model.eval().to(device)
         self.processor = SeedProcessor.from_pretrained(name).to(device)
         self.processor.check_language_model(model)
+        num_beams = num_beams or NUM_BEAMS
+        length_penalty = LENGTH_PENALTY if length_penalty is None else length_penalty
         self.text_options = {"num_beams": num_beams, "do_sample": False}  # whatever the checkpoint's settings say
         if num_beams > 1:
             self.text_options["length_penalty"] = length_penalty

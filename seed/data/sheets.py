@@ -1,5 +1,6 @@
 """Contact sheets: many small pictures with words under each, to be looked at."""
 
+import math
 import os
 import unicodedata
 from collections.abc import Sequence
@@ -59,6 +60,18 @@ def save_sheet(cells: Sequence[SheetCell], path: Path) -> None:
     os.replace(temporary, path)
 
 
+def tile(images: Sequence[Image.Image], margin: int = 4) -> Image.Image:
+    """Put images of one size side by side, in rows that make about a square."""
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    width, height = images[0].size
+    sheet = Image.new("RGB", (columns * (width + margin) - margin, rows * (height + margin) - margin), "white")
+    for number, image in enumerate(images):
+        row, column = divmod(number, columns)
+        sheet.paste(image, (column * (width + margin), row * (height + margin)))
+    return sheet
+
+
 def plain_letters(text: str) -> str:
     """Letters without their accents, for Pillow's own font, which has none: it would draw boxes in their place."""
     return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
@@ -87,4 +100,4 @@ def _shorten(text: str, draw: ImageDraw.ImageDraw, font) -> str:
     return text
 
 
-__all__ = ["SheetCell", "draw_sheet", "fit", "plain_letters", "save_sheet", "sheet_rows"]
+__all__ = ["SheetCell", "draw_sheet", "fit", "plain_letters", "save_sheet", "sheet_rows", "tile"]
