@@ -98,10 +98,12 @@ def check_output_picture(path: str | Path) -> None:
         FileNotFoundError, ValueError: its folder does not exist, or no image format has its suffix.
         IsADirectoryError, PermissionError: see [`check_output_file`].
     """
+    check_output_file(path)
+    if not Path(path).parent.is_dir():  # named here as well, because this needs no Pillow
+        raise FileNotFoundError(f"{Path(path).parent}: no such folder to write {Path(path).name} to.")
     from ..data.images import check_image_path
 
     check_image_path(path)
-    check_output_file(path)
 
 
 def check_new_folder(path: str | Path, overwrite: bool) -> None:

@@ -33,11 +33,11 @@ def check(args: argparse.Namespace) -> None:
     args.own = list_images(args.images) if args.images else []
     for path in args.own:
         load_image(path)
+    args.started = time.monotonic()
+    print("Importing torch, transformers and diffusers", flush=True)  # which is what happens next
 
 
 def run(args: argparse.Namespace) -> None:
-    started = time.monotonic()
-    print("Importing torch, transformers and diffusers", flush=True)
     from ..data.images import save_image, shipped_pictures
     from .demo_sheet import QUESTION, contact_sheet, run_demo
 
@@ -60,4 +60,6 @@ def run(args: argparse.Namespace) -> None:
             print(f"  caption  {row.caption}")
             print(f"  {QUESTION} {row.answer}")
     save_image(contact_sheet(rows, drawn_prompts), args.output)
-    print(f"\nWrote {args.output} in {time.monotonic() - started:.0f} s: each picture, and what its first codes draw.")
+    print(
+        f"\nWrote {args.output} in {time.monotonic() - args.started:.0f} s: each picture, and what its first codes draw."
+    )

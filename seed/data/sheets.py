@@ -30,12 +30,12 @@ class SheetCell:
 
 
 def sheet_rows(count: int, seed: int, pictures: int = PICTURES) -> np.ndarray:
-    """Which of `count` results are shown, in order: chosen by the seed alone, good and bad ones alike."""
+    """Choose which of `count` results are shown, in order, by the seed alone: good and bad ones alike."""
     return np.sort(np.random.default_rng([seed, 64]).permutation(count)[:pictures])
 
 
 def draw_sheet(cells: Sequence[SheetCell], columns: int = COLUMNS) -> Image.Image:
-    """Rows of pictures, scaled to one size, titles and notes under them."""
+    """Draw rows of pictures, scaled to one size, with titles and notes under them."""
     font = ImageFont.load_default(size=11)
     step_x, step_y = CELL + MARGIN, CELL + 3 * LINE + MARGIN
     rows = -(-len(cells) // columns)
@@ -53,7 +53,7 @@ def draw_sheet(cells: Sequence[SheetCell], columns: int = COLUMNS) -> Image.Imag
 
 
 def save_sheet(cells: Sequence[SheetCell], path: Path) -> None:
-    """Writes a PNG of 256 colours, all or nothing; small enough to be committed (64 pictures: under 400 KB)."""
+    """Write a PNG of 256 colours, all or nothing; small enough to be committed (64 pictures: under 400 KB)."""
     temporary = path.with_name(path.name + ".tmp")
     few_colors = draw_sheet(cells).quantize(256, dither=Image.Dither.NONE)
     few_colors.save(temporary, "PNG", optimize=True)
@@ -73,19 +73,19 @@ def tile(images: Sequence[Image.Image], margin: int = 4) -> Image.Image:
 
 
 def plain_letters(text: str) -> str:
-    """Letters without their accents, for Pillow's own font, which has none: it would draw boxes in their place."""
+    """Remove the accents of letters: Pillow's own font has none and would draw boxes in their place."""
     return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
 
 
 def fit(image: Image.Image, side: int) -> Image.Image:
-    """As RGB, scaled so that its longer side is `side`."""
+    """Return an image as RGB, scaled so that its longer side is `side`."""
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
 def _two_lines(text: str, draw: ImageDraw.ImageDraw, font) -> list[str]:
-    """As many words as fit on the first line, all others on the second."""
+    """Put as many words as fit on the first line, all others on the second."""
     words = text.split()
     fitting = len(words)
     while fitting > 1 and draw.textlength(" ".join(words[:fitting]), font) > CELL:

@@ -299,3 +299,33 @@ def test_broken_pictures_are_all_named_and_the_others_captioned(language_reposit
 def test_debug_raises(tmp_path):
     with pytest.raises(FileNotFoundError):
         run("tokenize", tmp_path / "missing", "--output", tmp_path / "x.parquet", "--debug")
+
+
+QUIET = """
+import sys
+from seed.commands.main import main
+repository, image, folder = sys.argv[1:]
+model = ["--model", repository, "--device", "cpu"]
+for arguments in (
+    ["reconstruct", image, "--output", f"{folder}/again.png"],
+    ["caption", image],
+    ["ask", image, "what is it?"],
+    ["draw", "a red dog", "--output", f"{folder}/drawn.png"],
+    ["demo", image, "--output", f"{folder}/sheet.png"],
+):
+    assert main([*arguments, *model]) == 0
+print("then bars", file=sys.stderr, flush=True)
+assert main(["tokenize", image, "--output", f"{folder}/codes.parquet", *model]) == 0
+assert main(["detokenize", f"{folder}/codes.parquet", "--output", f"{folder}/drawings", *model]) == 0
+"""
+
+
+def test_nothing_is_shown_that_a_user_cannot_act_on(language_repository, image, tmp_path):
+    command = [sys.executable, "-c", QUIET, str(language_repository), str(image), str(tmp_path)]
+    shown = subprocess.run(command, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    before, after = shown.stderr.split("then bars\n")
+    assert before == ""
+    bars = {line.split(":")[0] for line in re.split(r"[\r\n]+", after) if line}
+    assert bars == {"tokenize", "draw"}, after
+    assert "Loading weights" not in shown.stdout
