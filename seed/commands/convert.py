@@ -26,8 +26,12 @@ def _add_seed1(formats) -> None:
     parser.add_argument("--seed-tokenizer", required=True, help="seed_tokenizer.pth")
     _add_output(parser)
     parser.add_argument("--vision-heads", type=positive, default=16, help="attention heads of the ViT (default: 16)")
-    parser.add_argument("--qformer-heads", type=positive, default=12, help="of both Q-Formers (default: 12)")
-    parser.add_argument("--decoder-heads", type=positive, default=12, help="of both code decoders (default: 12)")
+    parser.add_argument(
+        "--qformer-heads", type=positive, default=12, help="attention heads of both Q-Formers (default: 12)"
+    )
+    parser.add_argument(
+        "--decoder-heads", type=positive, default=12, help="attention heads of both code decoders (default: 12)"
+    )
     parser.add_argument("--vision-layers", type=positive, help="ViT blocks to use (default: all, but 39 of 40)")
     parser.add_argument(
         "--text-tokenizer",
@@ -49,7 +53,9 @@ def _add_blip2(formats) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, help="folder to make")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the written weights")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="the type of the written weights (default: %(default)s)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a SEED model in the output folder")
 
 

@@ -19,7 +19,9 @@ def add_parser(verbs) -> None:
     )
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="your pictures")
     parser.add_argument("--output", default="seed_demo.png", help="the contact sheet (default: %(default)s)")
-    parser.add_argument("--seed", type=noise_seed, default=0, help="of the noise that drawings start from")
+    parser.add_argument(
+        "--seed", type=noise_seed, default=0, help="seed of the noise that drawings start from (default: 0)"
+    )
     add_model_options(parser, batch_size=48)
     parser.set_defaults(check=check, run=run)
 
@@ -60,6 +62,5 @@ def run(args: argparse.Namespace) -> None:
             print(f"  caption  {row.caption}")
             print(f"  {QUESTION} {row.answer}")
     save_image(contact_sheet(rows, drawn_prompts), args.output)
-    print(
-        f"\nWrote {args.output} in {time.monotonic() - args.started:.0f} s: each picture, and what its first codes draw."
-    )
+    seconds = time.monotonic() - args.started
+    print(f"\nWrote {args.output} in {seconds:.0f} s: each picture, and what its first codes draw.")

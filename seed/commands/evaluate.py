@@ -58,7 +58,9 @@ def _add_reconstruction(tasks) -> None:
     parser.add_argument(
         "--prefix-lengths", type=_integers, default=(), metavar="1,2,4", help="also draw from the first k codes"
     )
-    parser.add_argument("--seed", type=noise_seed, default=0, help="of the noise and of the choice that --limit makes")
+    parser.add_argument(
+        "--seed", type=noise_seed, default=0, help="seed of the noise and of the choice that --limit makes"
+    )
     parser.set_defaults(check=check_reconstruction, run=run_reconstruction)
 
 
@@ -75,8 +77,10 @@ def _add_text(tasks) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for metrics and predictions")
     parser.add_argument("--context", type=positive, help="tokens of a window (default: the model's positions)")
     parser.add_argument("--limit", type=positive, help="score so many documents, chosen at random (default: all)")
-    parser.add_argument("--seed", type=noise_seed, default=0, help="of the choice that --limit makes")
-    parser.add_argument("--batch-size", type=positive, default=16, help="default: %(default)s")
+    parser.add_argument("--seed", type=noise_seed, default=0, help="seed of the choice that --limit makes")
+    parser.add_argument(
+        "--batch-size", type=positive, default=16, help="how many are computed at a time (default: %(default)s)"
+    )
     add_device_option(parser)
     parser.set_defaults(check=check_text, run=run_text)
 
@@ -87,7 +91,9 @@ def _add_common(parser: argparse.ArgumentParser, batch_size: int) -> None:
     parser.add_argument("--split", help="the split of --data")
     add_picture_options(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for metrics and predictions")
-    parser.add_argument("--batch-size", type=positive, default=batch_size, help="default: %(default)s")
+    parser.add_argument(
+        "--batch-size", type=positive, default=batch_size, help="how many are computed at a time (default: %(default)s)"
+    )
     add_device_option(parser)
 
 

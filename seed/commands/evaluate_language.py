@@ -95,14 +95,16 @@ def _add_common(parser: argparse.ArgumentParser, data: str, batch_size: int) -> 
     add_model_option(parser)
     parser.add_argument("--data", required=True, metavar="PATH_OR_ID", help=data)
     parser.add_argument("--split", help="the split of --data")
-    parser.add_argument("--train-data", metavar="PATH_OR_ID", help="what was trained on, for baselines and oracles")
+    parser.add_argument("--train-data", metavar="PATH_OR_ID", help="the training data, for baselines and oracles")
     parser.add_argument("--train-split", metavar="SPLIT", help="the split of --train-data")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for metrics and predictions")
     parser.add_argument("--limit", type=positive, help="take so many, chosen at random (default: all)")
     parser.add_argument(
-        "--seed", type=noise_seed, default=0, help="of the choice that --limit makes, of controls and of all noise"
+        "--seed", type=noise_seed, default=0, help="seed of the choice that --limit makes, of controls and of all noise"
     )
-    parser.add_argument("--batch-size", type=positive, default=batch_size, help="default: %(default)s")
+    parser.add_argument(
+        "--batch-size", type=positive, default=batch_size, help="how many are computed at a time (default: %(default)s)"
+    )
     add_device_option(parser)
 
 

@@ -48,10 +48,17 @@ def add_model_options(parser: argparse.ArgumentParser, batch_size: int | None = 
         batch_size: the default of `--batch-size`; without one the option is left out.
     """
     add_model_option(parser)
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of all arithmetic (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="the type of all numbers (default: %(default)s)"
+    )
     add_device_option(parser)
     if batch_size:
-        parser.add_argument("--batch-size", type=positive, default=batch_size, help="default: %(default)s")
+        parser.add_argument(
+            "--batch-size",
+            type=positive,
+            default=batch_size,
+            help="how many are computed at a time (default: %(default)s)",
+        )
 
 
 def add_model_option(parser: argparse.ArgumentParser, what: str = "a SEED repository") -> None:

@@ -16,7 +16,9 @@ def add_parser(verbs) -> None:
     parser.add_argument(
         "--prefix-length", type=positive, metavar="K", help="draw from the first K codes only (default: all of them)"
     )
-    parser.add_argument("--seed", type=noise_seed, default=0, help="of the noise that the drawing starts from")
+    parser.add_argument(
+        "--seed", type=noise_seed, default=0, help="seed of the noise that the drawing starts from (default: 0)"
+    )
     add_model_options(parser)
     add_decoder_option(parser)
     parser.set_defaults(check=check, run=run)
