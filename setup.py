@@ -49,5 +49,5 @@ setup(
         "datasets>=4.0",
     ],
     extras_require={"train": TRAIN, "eval": EVAL, "app": APP, "tiny": TINY, "test": TEST},
-    entry_points={"console_scripts": ["seed = seed.cli:main"]},
+    entry_points={"console_scripts": ["seed = seed.commands.main:main"]},
 )

@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 
 from seed import SeedPipeline, default_model
-from seed.data.images import load_image
-from seed.demo import shipped_pictures
+from seed.data import load_image, shipped_pictures
 
 
 def build(model: str) -> gradio.Blocks:

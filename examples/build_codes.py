@@ -10,27 +10,24 @@ weights are the same to the bit; a tokenizer packaged in another dtype needs one
 on where it stopped.
 """
 
-import argparse
 import dataclasses
 
 import torch
+from arguments import add_data_options, make_parser
 
 from seed import SeedImageProcessorPil, SeedModel
-from seed.command_line import add_image_root_option
 from seed.data.codes import CodesMetadata
 from seed.hardware import keep_freed_memory
 from seed.repository_seed import SeedRepository
 from seed.training.feature_cache import codes_of_cache, open_embedding_cache
 from seed.training.language_examples import write_views
 from seed.training.recipes import DataRecipe, StageRecipe
-from seed.training.stage import open_sources
+from seed.training.stage import StageData, open_sources
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="image-text data")
-    parser.add_argument("--split", help="of --data, where it holds several")
-    add_image_root_option(parser)
+    parser = make_parser(__doc__)
+    add_data_options(parser)
     parser.add_argument("--model", required=True, help="SEED repository or image tokenizer")
     parser.add_argument("--views", type=int, required=True, help="of each picture, the picture itself included")
     parser.add_argument("--feature-cache", required=True, help="folder for vision features, as of the training stages")
@@ -44,15 +41,9 @@ def main() -> None:
     processor = SeedImageProcessorPil.from_pretrained(folder)
 
     recipe = StageRecipe(epochs=0, training={}, data=DataRecipe(views=arguments.views))
-    data = argparse.Namespace(
-        data=[arguments.data],
-        extra_data=[],
-        split=arguments.split,
-        image_root=arguments.image_root,
-        feature_cache=arguments.feature_cache,
-        output=arguments.feature_cache,
-    )
-    (source,) = open_sources(data, recipe, model, processor)
+    data = StageData([arguments.data], split=arguments.split, image_root=arguments.image_root)
+    cache_folder = arguments.feature_cache
+    (source,) = open_sources(data, recipe, model, processor, output=cache_folder, feature_cache=cache_folder)
     cache = open_embedding_cache(model, source.cache)
     codes = codes_of_cache(model, cache)
     metadata = dataclasses.replace(CodesMetadata.of(model, processor), dtype=cache.dtype)

@@ -10,23 +10,20 @@ paths; `SeedProcessor.from_pretrained("runs/mine").save_pretrained("shared", who
 be moved. `adapter/` holds what was trained alone, and before_after.png what changed.
 """
 
-import argparse
 import random
 from pathlib import Path
 
 import torch
+from arguments import add_data_options, make_parser
 from PIL import Image, ImageDraw, ImageFont
 from transformers import set_seed
 
-from seed import SeedPipeline, default_model
-from seed.command_line import add_image_root_option
+from seed import SeedPipeline, default_model, write_captions
 from seed.data.augmentation import augment
 from seed.data.codes import CodesMetadata
 from seed.data.image_text import SkipReport, iter_valid, load_image_text
+from seed.data.sheets import plain_letters
 from seed.data.tokenization import load_image_tokenizer
-from seed.evaluation.decoding import LENGTH_PENALTY, MAX_CAPTION_TOKENS, NUM_BEAMS
-from seed.evaluation.sheets import plain_letters
-from seed.language_tasks import draw_prompts
 from seed.modeling_seed_language import load_language_model
 from seed.training.language_examples import LanguageFile, load_language_recipe, write_views
 from seed.training.language_stage import check_output, run_language_stage, save_language_model
@@ -38,10 +35,8 @@ CELL, LINE, MARGIN = 128, 18, 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="folder of pictures and captions, or other image-text data")
-    parser.add_argument("--split", help="of --data, where it holds several")
-    add_image_root_option(parser)
+    parser = make_parser(__doc__)
+    add_data_options(parser, "folder of pictures and captions, or other image-text data")
     parser.add_argument("--output", required=True, type=Path, help="folder for the fine-tuned repository")
     parser.add_argument("--model", default=default_model(), help="SEED repository (default: seed-tiny)")
     parser.add_argument("--recipe", default=Path(__file__).parent / "recipes" / "finetune" / "tiny.yaml", type=Path)
@@ -80,14 +75,15 @@ def main() -> None:
 
     def try_out(language_model):
         language_model.to(device)
-        written = caption(language_model, processor, codes[shown, 0])
+        written = write_captions(language_model, processor, codes=codes[shown, 0])
         pipeline = SeedPipeline.from_pretrained(
             arguments.model, image_tokenizer=image_tokenizer, language_model=language_model, processor=processor
         ).to(device)
         pipeline.set_progress_bar_config(disable=True)
-        return written, draw_prompts(pipeline, prompts)
+        noise = [torch.Generator().manual_seed(0) for _ in prompts]
+        return written, pipeline(prompt=prompts, generator=noise).images
 
-    before = try_out(load_language_model(arguments.model))
+    before = try_out(load_language_model(arguments.model, dtype))
     run_language_stage(arguments.output, recipe, model, processor, [file])
     merged = save_language_model(
         arguments.output, model, processor, str(arguments.model), arguments.model, arguments.recipe
@@ -109,15 +105,6 @@ def tokenize_views(images: list[Image.Image], views: int, model, processor) -> t
         pixel_values = processor([image, *copies], return_tensors="pt")["pixel_values"]
         rows.append(model.get_image_tokens(pixel_values))
     return torch.stack(rows)
-
-
-def caption(model, processor, codes: torch.LongTensor) -> list[str]:
-    """A caption of each picture, by the paper's prompt, as `seed caption` writes them."""
-    prompts = processor.caption_prompts(codes=codes).to(model.device)
-    options = {"max_new_tokens": MAX_CAPTION_TOKENS, "num_beams": NUM_BEAMS, "length_penalty": LENGTH_PENALTY}
-    ids = model.generate(**prompts, generation_mode="text", do_sample=False, **options)
-    written = processor.batch_decode(ids[:, prompts["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in written]
 
 
 def before_after(images, prompts, before, after) -> Image.Image:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import seed
-from seed.demo import shipped_pictures
+from seed.data import shipped_pictures
 
 path = sys.argv[1] if len(sys.argv) > 1 else shipped_pictures()[0]
 model = sys.argv[2] if len(sys.argv) > 2 else seed.default_model()

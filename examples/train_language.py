@@ -12,9 +12,8 @@ The output folder is a SEED repository with LoRA merged; `adapter/` in it holds 
 with the same arguments to resume. Several processes: `accelerate launch examples/train_language.py ...`.
 """
 
-import argparse
-
 import torch
+from arguments import add_run_options, make_parser
 from transformers import set_seed
 
 from seed.data.tokenization import load_image_tokenizer
@@ -25,13 +24,11 @@ from seed.training.runs import process_state
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", required=True, help="YAML file, see examples/recipes")
+    parser = make_parser(__doc__)
+    add_run_options(parser)
     parser.add_argument("--model", required=True, help="text model, SEED language model, or folder of an adapter")
     parser.add_argument("--image-tokenizer", required=True, help="SEED repository or image tokenizer")
     parser.add_argument("--data", required=True, action="append", help="Parquet file of codes; may be repeated")
-    parser.add_argument("--output", required=True, help="folder for the trained model and its checkpoints")
-    parser.add_argument("--max-steps", type=int, help="length of the run, instead of the recipe's epochs")
     arguments = parser.parse_args()
 
     recipe = load_language_recipe(arguments.recipe)

@@ -13,6 +13,7 @@ as BERT's, with `[CLS]`, `[SEP]` and `[PAD]`; examples/seed_tiny/train_text_toke
 Run it again with the same arguments to resume. Several processes: `accelerate launch examples/train_qformer.py ...`.
 """
 
+from arguments import parse_stage_arguments, stage_data
 from transformers import AutoTokenizer
 
 from seed import SeedForImageTextPretraining
@@ -22,7 +23,6 @@ from seed.training.runs import loaded_hash, vocabulary_hash
 from seed.training.stage import (
     create_model,
     open_sources,
-    parse_arguments,
     read_recipe,
     run_stage,
     save_stage,
@@ -30,7 +30,7 @@ from seed.training.stage import (
 
 
 def main() -> None:
-    arguments = parse_arguments(
+    arguments = parse_stage_arguments(
         __doc__,
         starts_from=None,
         extra={"--text-tokenizer": "folder or Hub id of the text branch's tokenizer, e.g. bert-base-uncased"},
@@ -39,6 +39,7 @@ def main() -> None:
     recipe = read_recipe(arguments.recipe)
     recipe.vision_model = arguments.vision_model or recipe.vision_model
     tokenizer = AutoTokenizer.from_pretrained(arguments.text_tokenizer)
+    data = stage_data(arguments)
 
     model, processor = create_model(recipe, vocab_size=len(tokenizer))
     head = SeedForImageTextPretraining(model.config)
@@ -47,10 +48,10 @@ def main() -> None:
     if recipe.vision_model is not None:  # else drawn, as all the rest
         start["vision model"] = loaded_hash(head.model.vision_model)
     apply_head_settings(head, recipe.head)
-    sources = open_sources(arguments, recipe, head.model, processor)
+    sources = open_sources(data, recipe, head.model, processor, arguments.output, arguments.feature_cache)
     collator = ContrastiveCollator(tokenizer, processor, recipe.data.max_text_length)
     recipe.vision_model = None  # The run knows it by its weights, not by where they lie.
-    run_stage(arguments, recipe, head, collator, sources, start)
+    run_stage(arguments.output, recipe, head, collator, sources, start, max_steps=arguments.max_steps)
     save_stage(arguments.output, head.model, processor, tokenizer, arguments.recipe)
 
 

@@ -13,17 +13,18 @@ examples/train_stage1.py ...`; negatives are gathered from all of them.
 """
 
 import torch
+from arguments import parse_stage_arguments, stage_data
 from transformers import AutoTokenizer
 
 from seed import SeedForContrastiveLearning, SeedImageProcessorPil
 from seed.training.datasets import ContrastiveCollator
 from seed.training.recipes import apply_head_settings
 from seed.training.runs import loaded_hash, vocabulary_hash
-from seed.training.stage import open_sources, parse_arguments, read_config, read_recipe, run_stage, save_stage
+from seed.training.stage import open_sources, read_config, read_recipe, run_stage, save_stage
 
 
 def main() -> None:
-    arguments = parse_arguments(__doc__, starts_from="folder or Hub id of the pretrained bidirectional model")
+    arguments = parse_stage_arguments(__doc__, starts_from="folder or Hub id of the pretrained bidirectional model")
     recipe = read_recipe(arguments.recipe)
     tokenizer = AutoTokenizer.from_pretrained(arguments.init)
     processor = SeedImageProcessorPil.from_pretrained(arguments.init)
@@ -38,9 +39,11 @@ def main() -> None:
     )
     start = {"model": loaded_hash(head, info["missing_keys"]), "text vocabulary": vocabulary_hash(tokenizer)}
     apply_head_settings(head, recipe.head)
-    sources = open_sources(arguments, recipe, head.model, processor)
+    sources = open_sources(
+        stage_data(arguments), recipe, head.model, processor, arguments.output, arguments.feature_cache
+    )
     collator = ContrastiveCollator(tokenizer, processor, recipe.data.max_text_length)
-    run_stage(arguments, recipe, head, collator, sources, start)
+    run_stage(arguments.output, recipe, head, collator, sources, start, max_steps=arguments.max_steps)
     save_stage(arguments.output, head.model, processor, tokenizer, arguments.recipe)
 
 

@@ -13,6 +13,7 @@ Run it again with the same arguments to resume. Several processes: `accelerate l
 from pathlib import Path
 
 import torch
+from arguments import parse_stage_arguments, stage_data
 from transformers import AutoTokenizer
 
 from seed import SeedForQuantization, SeedImageProcessorPil
@@ -23,7 +24,6 @@ from seed.training.runs import last_checkpoint, loaded_hash, process_state, voca
 from seed.training.stage import (
     first_embeddings,
     open_sources,
-    parse_arguments,
     read_config,
     read_recipe,
     run_stage,
@@ -45,7 +45,7 @@ NEW_MODULES = (
 
 
 def main() -> None:
-    arguments = parse_arguments(
+    arguments = parse_stage_arguments(
         __doc__,
         starts_from="folder or Hub id of stage I's model",
         extra={"--decoder": "Stable Diffusion folder or Hub id whose text features are the target"},
@@ -70,7 +70,9 @@ def main() -> None:
         "text encoder's vocabulary": vocabulary_hash(text_features.tokenizer),
     }
     apply_head_settings(head, recipe.head)
-    sources = open_sources(arguments, recipe, head.model, processor)
+    sources = open_sources(
+        stage_data(arguments), recipe, head.model, processor, arguments.output, arguments.feature_cache
+    )
     for source in sources:
         if source.cache is not None:  # the Causal Q-Former is frozen too: its output is computed once
             with process_state().main_process_first():
@@ -80,7 +82,7 @@ def main() -> None:
     resumes = last_checkpoint(Path(arguments.output) / "checkpoints") is not None
     if (head.pca_initialization or head.kmeans_initialization) and not resumes:
         head.initialize_from_embeddings(first_embeddings(head.model.eval(), recipe, collator, sources))
-    run_stage(arguments, recipe, head, collator, sources, start, text_features)
+    run_stage(arguments.output, recipe, head, collator, sources, start, text_features, arguments.max_steps)
     head.model.set_empty_prompt_embeds(text_features.compute(text_features.tokenize([""])))
     save_stage(arguments.output, head.model, processor, tokenizer, arguments.recipe)
 

@@ -17,6 +17,8 @@ DECODER_FOLDER = "decoder"
 # Holds the pointers to both folders, which may be ids of other repositories, and the settings to draw with. In a
 # repository with a language model it also holds everything else that SeedProcessor stores.
 POINTER_FILE = "processor_config.json"
+# In the image tokenizer's folder: what `seed demo` chooses the nearest captions from, one per line, UTF-8.
+CAPTIONS_FILE = "captions.txt"
 DECODER_PARTS = ("unet/", "vae/", "scheduler/", "text_encoder/", "tokenizer/")
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".ckpt", ".h5", ".msgpack", ".onnx", ".pb", ".pt", ".pth"}
 
@@ -267,6 +269,7 @@ def _create_branch(api: HfApi, repo_id: str, branch: str, token: bool | str | No
 
 
 __all__ = [
+    "CAPTIONS_FILE",
     "DECODER_FOLDER",
     "DECODER_PARTS",
     "IMAGE_TOKENIZER_FOLDER",

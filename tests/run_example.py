@@ -13,9 +13,12 @@ def run_script(name: str, *arguments: object) -> None:
         name: of the script below examples/.
         arguments: of its command line.
     """
+    script = EXAMPLES / name
     before = sys.argv
     sys.argv = [name, *map(str, arguments)]
+    sys.path.insert(0, str(script.parent))  # as Python does for a script
     try:
-        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        runpy.run_path(str(script), run_name="__main__")
     finally:
         sys.argv = before
+        sys.path.remove(str(script.parent))

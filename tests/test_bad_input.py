@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny_repository import pictures
 
 from seed import SeedModel, SeedPipeline
-from seed.cli import main
+from seed.commands.main import main
 from seed.data.tokenization import PictureList, load_image_tokenizer, tokenize_pictures
 from seed.training.recipes import load_recipe
 

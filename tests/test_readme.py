@@ -12,7 +12,7 @@ from PIL import Image
 from reference_seed1 import ReferenceSeed1
 from run_example import run_script
 
-from seed.cli import main
+from seed.commands.main import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

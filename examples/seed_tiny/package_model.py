@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seed import SeedImageProcessorPil, SeedModel, SeedPipeline, SeedProcessor
 from seed.data.image_text import load_image_text
-from seed.demo import CAPTIONS_FILE
+from seed.repository_seed import CAPTIONS_FILE
 
 # Asked for no dtype, transformers loads what the config names, while diffusers loads UNet and VAE in float32: a stock
 # pipeline would mix the two.

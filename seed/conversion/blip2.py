@@ -7,7 +7,6 @@ branch, contrastive projections. Every tensor of it is used or on `IGNORED`, and
 else nothing is written.
 """
 
-import argparse
 import os
 import re
 from collections.abc import Mapping
@@ -219,29 +218,4 @@ def _card(model: str | os.PathLike) -> str:
     )
 
 
-def register(subparsers) -> None:
-    """Adds `blip2` to the sub-commands of `seed convert`."""
-    parser = subparsers.add_parser(
-        "blip2",
-        help="convert BLIP-2's image-text retrieval weights, from which stage I starts",
-        description="Converts a Blip2ForImageTextRetrieval into a folder that SeedModel.from_pretrained loads.",
-    )
-    parser.add_argument("--model", required=True, help="folder or Hub id, e.g. Salesforce/blip2-itm-vit-g")
-    parser.add_argument("--output", required=True, help="folder to make")
-    parser.add_argument(
-        "--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the written weights"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a SEED model in the output folder")
-    parser.set_defaults(func=main)
-
-
-def main(args: argparse.Namespace) -> int:
-    config = convert_blip2(args.model, args.output, dtype=getattr(torch, args.dtype), overwrite=args.overwrite)
-    print(
-        f"Wrote {args.output}: a bidirectional Q-Former of {config.num_codes} queries, "
-        f"{config.vision_config.num_hidden_layers} ViT blocks."
-    )
-    return 0
-
-
-__all__ = ["convert_blip2", "main", "register", "source_name"]
+__all__ = ["convert_blip2", "source_name"]

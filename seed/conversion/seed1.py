@@ -7,7 +7,6 @@ Sizes are read from the tensors, so that checkpoints of any size convert; only h
 Every tensor of the files is used or on `IGNORED`, and every tensor of the model is filled, else nothing is written.
 """
 
-import argparse
 import math
 import os
 import re
@@ -17,7 +16,6 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, Blip2VisionConfig
 
-from ..command_line import positive
 from ..configuration_seed import SeedConfig
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
@@ -447,54 +445,4 @@ def _card(checkpoint: Seed1Checkpoint, files: list[str | os.PathLike | None]) ->
     return "\n".join(lines)
 
 
-def register(subparsers) -> None:
-    """Adds `seed1` to the sub-commands of `seed convert`."""
-    parser = subparsers.add_parser(
-        "seed1",
-        help="convert the released SEED-1 image tokenizer",
-        description="Converts the released SEED-1 files into a folder that SeedModel.from_pretrained loads.",
-    )
-    add_arguments(parser)
-    parser.set_defaults(func=main)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--vit", help="eva_vit_g.pth; not needed if another file holds visual_encoder.*")
-    parser.add_argument("--causal-qformer", required=True, help="causal_qformer.pth")
-    parser.add_argument("--seed-tokenizer", required=True, help="seed_tokenizer.pth")
-    parser.add_argument("--output", required=True, help="folder to make")
-    parser.add_argument("--vision-heads", type=positive, default=16, help="attention heads of the ViT (default: 16)")
-    parser.add_argument("--qformer-heads", type=positive, default=12, help="of both Q-Formers (default: 12)")
-    parser.add_argument("--decoder-heads", type=positive, default=12, help="of both code decoders (default: 12)")
-    parser.add_argument("--vision-layers", type=positive, help="ViT blocks to use (default: all, but 39 of 40)")
-    parser.add_argument(
-        "--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="of the written weights"
-    )
-    parser.add_argument(
-        "--text-tokenizer", help="bert-base-uncased, folder or Hub id, to be saved with it; only retrieval needs it"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a SEED model in the output folder")
-
-
-def main(args: argparse.Namespace) -> int:
-    config = convert_seed1(
-        args.vit,
-        args.causal_qformer,
-        args.seed_tokenizer,
-        args.output,
-        vision_heads=args.vision_heads,
-        qformer_heads=args.qformer_heads,
-        decoder_heads=args.decoder_heads,
-        vision_layers=args.vision_layers,
-        dtype=getattr(torch, args.dtype),
-        text_tokenizer=args.text_tokenizer,
-        overwrite=args.overwrite,
-    )
-    print(
-        f"Wrote {args.output}: {config.num_codes} codes of {config.codebook_size}, text branch: "
-        f"{'yes' if config.use_text_branch else 'no'}."
-    )
-    return 0
-
-
-__all__ = ["BERT_LAYER", "Seed1Checkpoint", "add_arguments", "convert_seed1", "main", "register", "seed1_config"]
+__all__ = ["BERT_LAYER", "Seed1Checkpoint", "convert_seed1", "seed1_config"]

@@ -2,17 +2,16 @@
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
 from ..files_seed import write_atomically
 from ..pipeline_seed import SeedPipeline
 from .codes import CodesFile, read_codes
+from .images import save_image
 from .provenance import weight_hash
 
 
@@ -95,37 +94,10 @@ def _made_of(pipeline: SeedPipeline, codes: CodesFile, seed: int) -> str:
     return json.dumps(models | settings, indent=2, default=str)
 
 
-def check_image_path(path: str | Path) -> Path:
-    """
-    A path that [`save_image`] can write to; asked before the work that makes the image.
-
-    Raises:
-        ValueError: no image format has its suffix.
-        FileNotFoundError: its folder does not exist.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder to write {path.name} to.")
-    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"{path}: no image format has the suffix {path.suffix!r}; use .png or .jpg.")
-    return path
-
-
-def save_image(image: Image.Image, path: str | Path) -> None:
-    """Saves an image, all or nothing; the format is that of the file's suffix (see [`check_image_path`])."""
-    path = check_image_path(path)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    try:
-        image.save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _file_stem(id: str) -> str:
     """A picture's id as part of a file name: the stem of a path, without what file systems do not like."""
     name = re.split(r"[/\\]", id)[-1]
     return re.sub(r"[^\w.-]+", "_", re.sub(r"\.\w{1,5}$", "", name))[:80] or "picture"
 
 
-__all__ = ["check_image_path", "draw_codes", "open_codes", "save_image"]
+__all__ = ["draw_codes", "open_codes"]

@@ -4,11 +4,10 @@ import io
 import os
 import warnings
 from collections.abc import Iterable, Iterator
+from importlib import resources
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
-
-from ..image_processing_seed import upright_rgb
 
 # Decoded size over which a picture counts as a decompression bomb: Pillow's own limit for an error (it warns at half
 # of it), 540 MB as RGB. A 20,000 x 8,900 panorama passes.
@@ -53,6 +52,8 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     Raises:
         InvalidImageError: no such file, empty, no image, truncated, or larger than `max_pixels`.
     """
+    from ..image_processing_seed import upright_rgb  # imports torch, which listing pictures does not need
+
     name = describe(source)
     try:
         if isinstance(source, Image.Image):
@@ -179,3 +180,40 @@ def list_images(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[
         else:
             raise FileNotFoundError(f"{path}: no such file or folder.")
     return list(found)
+
+
+def check_image_path(path: str | Path) -> Path:
+    """
+    Check that [`save_image`] can write to a path, before the work that makes the image.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no image format has its suffix.
+        FileNotFoundError: its folder does not exist.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder to write {path.name} to.")
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"{path}: no image format has the suffix {path.suffix!r}; use .png or .jpg.")
+    return path
+
+
+def save_image(image: Image.Image, path: str | Path) -> None:
+    """Save an image, all or nothing; the format is that of the file's suffix (see [`check_image_path`])."""
+    path = check_image_path(path)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        image.save(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def shipped_pictures() -> list[Path]:
+    """List the pictures that come with the package; `ATTRIBUTION.tsv` beside them names authors and licences."""
+    folder = Path(str(resources.files("seed"))) / "assets" / "demo"
+    lines = (folder / "ATTRIBUTION.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    return [folder / line.split("\t")[0] for line in lines]

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from ..data.image_text_sources import caption_list
+from ..data.sheets import CELL, SheetCell, fit, save_sheet, sheet_rows
 from .language_model import EvaluatedLanguageModel, settings_of
 from .metrics import bootstrap_interval
 from .pictures import Picture, PictureSet, distinct_texts, text_key
 from .report import format_table, provenance, write_json, write_parquet
 from .scores import choose, interval_text, load_metrics, others, score_captions
-from .sheets import CELL, SheetCell, fit, save_sheet, sheet_rows
 
 PREDICTIONS_FILE, REPORT_FILE = "caption_predictions.parquet", "caption.json"
 LANGUAGE_MODEL, RETRIEVAL, SHUFFLED = "language model", "nearest training name", "shuffled"

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..data.sheets import SheetCell, save_sheet, sheet_rows
 from .judge import Judge
 from .language_model import EvaluatedLanguageModel, settings_of
 from .metrics import retrieval_ranks, top_candidates
@@ -25,7 +26,6 @@ from .pictures import Picture, PictureSet, distinct_texts, text_key
 from .reconstruction import Drawer, JudgedDrawings, score_drawings
 from .report import format_table, provenance, write_json, write_parquet
 from .scores import choose, interval_text, load_metric, load_metrics
-from .sheets import SheetCell, save_sheet, sheet_rows
 
 LANGUAGE_MODEL, UPPER = "language model", "Stable Diffusion from the prompt"
 ORACLE, SHUFFLED = "nearest training picture (oracle)", "shuffled"

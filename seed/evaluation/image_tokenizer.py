@@ -7,15 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoTokenizer
 
 from ..data.provenance import weight_hash
+from ..data.texts import encode_texts, load_text_tokenizer
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
 from ..repository_seed import SeedRepository
-
-# As in training (BLIP-2's max_txt_len); longer texts are cut.
-MAX_TEXT_LENGTH = 32
 
 
 @dataclass
@@ -59,20 +56,14 @@ class EvaluatedTokenizer:
 
     def load_text_tokenizer(self):
         """
-        That of the text branch, loaded when first asked for.
+        Return the text tokenizer of the text branch, loaded when first asked for.
 
         Raises:
             FileNotFoundError: the folder holds none.
             ValueError: there is no text branch.
         """
-        if not self.model.config.use_text_branch:
-            raise ValueError(
-                f"{self._folder} has no text branch, with which texts are compared. Make it again with one: `seed "
-                "convert seed1` takes it from the checkpoint where that holds it. (Captions alone need none: leave "
-                "--train-data out.)"
-            )
         if self._text_tokenizer is None:
-            self._text_tokenizer = _load_text_tokenizer(self._folder)
+            self._text_tokenizer = load_text_tokenizer(self._folder, self.model.config)
         return self._text_tokenizer
 
     @property
@@ -105,33 +96,9 @@ class EvaluatedTokenizer:
             features = model.get_image_features(causal_embeddings=embeddings).cpu()
         return EncodedImages(features, code_features, codes, pooled.cpu())
 
-    @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], batch_size: int = 64) -> torch.Tensor:
-        """L2-normalised features of texts, `(texts, projection_dim)`, on the CPU."""
-        length = min(MAX_TEXT_LENGTH, self.model.config.qformer_config.max_position_embeddings)
-        tokenizer, parts = self.load_text_tokenizer(), []
-        for start in range(0, len(texts), batch_size):
-            inputs = tokenizer(
-                list(texts[start : start + batch_size]),
-                padding=True,
-                truncation=True,
-                max_length=length,
-                return_tensors="pt",
-                return_token_type_ids=False,
-            ).to(self.model.device)
-            parts.append(self.model.get_text_features(inputs.input_ids, inputs.attention_mask).cpu())
-        return torch.cat(parts)
-
-
-def _load_text_tokenizer(folder: Path):
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{folder} has no text tokenizer, with which texts are compared. Save the one of its text branch there; "
-            "the released SEED's is bert-base-uncased with the added token [DEC] (`seed convert seed1 "
-            "--text-tokenizer`)."
-        ) from error
+        """Return L2-normalised features of texts, `(texts, projection_dim)`, on the CPU."""
+        return encode_texts(self.model, self.load_text_tokenizer(), texts, batch_size)
 
 
 def pixel_vector(image: Image.Image) -> np.ndarray:

@@ -1,25 +1,25 @@
-"""What the training scripts share: their arguments, the data they open, the run they make."""
+"""What the training scripts of the image tokenizer share: the data they open, the run they make."""
 
-import argparse
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import AutoModel, set_seed
 
-from ..command_line import add_image_root_option
 from ..configuration_seed import SeedConfig
 from ..data.augmentation import augment
 from ..data.image_text import SkipReport, load_image_text, picture_file_states
 from ..data.images import InvalidImageError, load_image
 from ..data.provenance import preprocessing_hash
 from ..files_seed import replacing, write_atomically
-from ..hardware import keep_freed_memory
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
 from .datasets import PictureSource, RunDataset
@@ -27,44 +27,30 @@ from .feature_cache import build_feature_cache
 from .recipes import StageRecipe, load_recipe
 from .runs import STEP, check_run, last_checkpoint, process_state, recipe_values, steps_of
 from .text_features import TextFeatures
-from .trainer import SeedTrainer, refuse_data_parallel, training_arguments
+from .trainer import SeedTrainer, training_arguments
 
 
-def parse_arguments(
-    description: str,
-    starts_from: str | None,
-    extra: dict[str, str] | None = None,
-    optional: dict[str, str] | None = None,
-) -> argparse.Namespace:
+@dataclass(frozen=True)
+class StageData:
     """
-    Command line of a training script.
+    The image-text data of a stage.
 
     Args:
-        starts_from: what `--init` names; None for the stage that creates the model.
-        extra: further required options and their help.
-        optional: options that need not be given, and their help.
+        paths: files, folders or Hub ids, see [`load_image_text`].
+        extra_paths: more of them, of which the recipe takes fewer views per picture.
+        split: of `paths`, where they hold several.
+        image_root: folder of the pictures that the data name by paths; their own folder if None.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", required=True, help="YAML file, see examples/recipes")
-    parser.add_argument("--data", required=True, action="append", help="image-text data; may be repeated")
-    parser.add_argument("--split", help="of --data, where they hold several")
-    parser.add_argument("--extra-data", action="append", default=[], help="more of it, with fewer views per picture")
-    parser.add_argument("--output", required=True, help="folder for the trained model and its checkpoints")
-    add_image_root_option(parser)
-    parser.add_argument(
-        "--feature-cache", help="folder for cached vision features and their augmented views (default: neither)"
-    )
-    parser.add_argument("--max-steps", type=int, help="length of the run, instead of the recipe's epochs")
-    if starts_from:
-        parser.add_argument("--init", required=True, help=starts_from)
-    for option, text in (extra or {}).items():
-        parser.add_argument(option, required=True, help=text)
-    for option, text in (optional or {}).items():
-        parser.add_argument(option, help=text)
-    keep_freed_memory()  # before the features are computed
-    parsed = parser.parse_args()
-    refuse_data_parallel()
-    return parsed
+
+    paths: Sequence[str | Path]
+    extra_paths: Sequence[str | Path] = ()
+    split: str | None = None
+    image_root: str | Path | None = None
+
+    def load(self) -> list[Dataset]:
+        """Load each of `paths`, then each of `extra_paths`."""
+        named = [(path, self.split) for path in self.paths] + [(path, None) for path in self.extra_paths]
+        return [load_image_text(path, split=split, image_root=self.image_root) for path, split in named]
 
 
 def read_recipe(path: str) -> StageRecipe:
@@ -144,17 +130,29 @@ def read_preprocessing(source: str) -> dict:
 
 
 def open_sources(
-    arguments: argparse.Namespace, recipe: StageRecipe, model: SeedModel, processor
+    data: StageData,
+    recipe: StageRecipe,
+    model: SeedModel,
+    processor,
+    output: str | Path,
+    feature_cache: str | Path | None = None,
 ) -> list[PictureSource]:
-    """Opens `--data` and `--extra-data`, and their feature caches where `--feature-cache` asks for them."""
+    """
+    Open the data of a stage, and their feature caches.
+
+    Args:
+        recipe: says how many views of each picture the caches hold.
+        model, processor: compute the cached features.
+        output: folder of the run, which remembers the pictures that can be used.
+        feature_cache: folder of the caches; None for none.
+    """
     sources = []
-    resumes = last_checkpoint(Path(arguments.output) / "checkpoints") is not None
-    named = [(path, arguments.split, recipe.data.views) for path in arguments.data]
-    named += [(path, None, recipe.data.extra_views) for path in arguments.extra_data]
-    for number, (path, split, views) in enumerate(named):
-        dataset = load_image_text(path, split=split, image_root=arguments.image_root)
+    resumes = last_checkpoint(Path(output) / "checkpoints") is not None
+    paths = [*data.paths, *data.extra_paths]
+    all_views = [recipe.data.views] * len(data.paths) + [recipe.data.extra_views] * len(data.extra_paths)
+    for number, (path, dataset, views) in enumerate(zip(paths, data.load(), all_views, strict=True)):
         identity = _identity(dataset)
-        memory = Path(arguments.output) / f"usable_rows-{number}.json"
+        memory = Path(output) / f"usable_rows-{number}.json"
         rows = _usable_rows_once(dataset, identity, memory, resumes)
         if len(rows) < len(dataset):  # whoever resumes needs the same ones
             identity = hashlib.sha256(f"{identity} {rows}".encode()).hexdigest()
@@ -164,8 +162,8 @@ def open_sources(
         named = dataset["concept"] if "concept" in dataset.column_names else [None] * len(dataset)
         concepts = [texts[0].casefold() if name is None else str(name) for name, texts in zip(named, captions)]
         source = PictureSource(list(captions), list(concepts), images=images, identity=identity)
-        if arguments.feature_cache:
-            folder = Path(arguments.feature_cache) / f"{number}-{Path(path).stem}"
+        if feature_cache:
+            folder = Path(feature_cache) / f"{number}-{Path(path).stem}"
             model.to(process_state().device)
             with process_state().main_process_first():  # the others find it finished
                 source.cache = build_feature_cache(
@@ -270,31 +268,33 @@ def first_embeddings(model: SeedModel, recipe: StageRecipe, collator, sources: l
 
 
 def run_stage(
-    arguments: argparse.Namespace,
+    output: str | Path,
     recipe: StageRecipe,
     head,
     collator,
     sources: list[PictureSource],
     start: dict[str, str],
     text_features: TextFeatures | None = None,
+    max_steps: int | None = None,
 ) -> None:
     """
-    Trains `head`, resuming from the last checkpoint under `--output` if there is one.
+    Train `head`, resuming from the last checkpoint under `output` if there is one.
 
     Args:
         start: hashes of what the run starts from, by names that tell a user what it is.
         text_features: stage II's target, of the collator's `caption_ids`.
+        max_steps: length of the run, instead of the recipe's epochs.
 
     Raises:
         ValueError: the checkpoints there are of a run with another recipe, other data or another start; or FSDP,
             DeepSpeed or DataParallel is on.
         TrainingDivergedError: a loss or weight is not finite; the last good checkpoint is kept.
     """
-    checkpoints = Path(arguments.output) / "checkpoints"
+    checkpoints = Path(output) / "checkpoints"
     options = training_arguments(checkpoints, recipe.training, remove_unused_columns=False)
     batch = options.train_batch_size * options.gradient_accumulation_steps * options.world_size
     pictures = sum(len(source) for source in sources)
-    options.max_steps = steps_of(arguments.max_steps, recipe.epochs, pictures, batch)
+    options.max_steps = steps_of(max_steps, recipe.epochs, pictures, batch)
     dataset = RunDataset(sources, options.max_steps * batch, options.seed, recipe.data.first_caption_probability)
     trainer = SeedTrainer(
         model=head, args=options, train_dataset=dataset, data_collator=collator, text_features=text_features
@@ -303,7 +303,7 @@ def run_stage(
     last = last_checkpoint(checkpoints)
     data = [[source.identity, source.cache.views if source.cache else None] for source in sources]
     start = start | {"image processor": preprocessing_hash(collator.image_processor), STEP: batch}
-    check_run(Path(arguments.output), recipe_values(recipe) | start | {"data": data}, last)
+    check_run(Path(output), recipe_values(recipe) | start | {"data": data}, last)
     trainer.train(resume_from_checkpoint=last)
 
 
@@ -324,10 +324,10 @@ def save_stage(output: str | Path, model: SeedModel, processor, tokenizer, recip
 
 
 __all__ = [
+    "StageData",
     "create_model",
     "first_embeddings",
     "open_sources",
-    "parse_arguments",
     "read_recipe",
     "run_stage",
     "save_stage",

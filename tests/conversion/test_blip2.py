@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from seed import SeedForContrastiveLearning, SeedImageProcessorPil, SeedModel
-from seed.cli import main
+from seed.commands.main import main
 from seed.conversion.blip2 import convert_blip2
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "owl"]

@@ -16,6 +16,7 @@ from reference_seed1 import ReferenceSeed1
 from safetensors import safe_open
 from transformers import AutoTokenizer, BertTokenizer, Blip2VisionModel
 
+from seed.commands.main import execute, make_parser
 from seed.configuration_seed import SeedConfig
 from seed.conversion import checkpoint_files, seed1
 from seed.conversion.seed1 import convert_seed1
@@ -431,13 +432,11 @@ def test_memory_stays_within_the_output_and_one_tensor(tmp_path):
 
 
 def test_command_line(files, tmp_path, capsys):
-    parser = argparse.ArgumentParser()
-    seed1.register(parser.add_subparsers())
-    command = ["seed1", "--vit", str(files["vit"]), "--causal-qformer", str(files["causal_qformer"])]
+    command = ["convert", "seed1", "--vit", str(files["vit"]), "--causal-qformer", str(files["causal_qformer"])]
     command += ["--seed-tokenizer", str(files["seed_tokenizer"]), "--output", str(tmp_path / "out")]
-    defaults = parser.parse_args(command)
+    defaults = make_parser().parse_args(command)
     assert (defaults.vision_heads, defaults.qformer_heads, defaults.decoder_heads) == (16, 12, 12)
-    args = parser.parse_args([*command, "--vision-heads", "4", "--qformer-heads", "4", "--decoder-heads", "6"])
-    args.func(args)
+    args = make_parser().parse_args([*command, "--vision-heads", "4", "--qformer-heads", "4", "--decoder-heads", "6"])
+    execute(args)
     assert "32 codes of 128" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["SeedModel"]

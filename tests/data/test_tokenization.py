@@ -17,7 +17,7 @@ from PIL import Image
 from tiny_repository import make_seed_pipeline, pictures
 
 from seed import SeedModel
-from seed.cli import main
+from seed.commands.main import main
 from seed.data import detokenization, tokenization
 from seed.data.codes import CodesMetadata, codes_schema, read_codes
 from seed.data.detokenization import draw_codes, open_codes

@@ -1,6 +1,5 @@
 """`seed evaluate caption | vqa | draw`: the arithmetic by hand, the commands against single calls of the model."""
 
-import argparse
 import json
 import shutil
 from types import SimpleNamespace
@@ -19,8 +18,9 @@ from toy_pictures import png
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from seed import SeedModel, SeedProcessor
+from seed.commands.main import execute, make_parser
 from seed.data.questions import QuestionFile
-from seed.evaluation import command
+from seed.data.sheets import CELL, SheetCell, draw_sheet, sheet_rows
 from seed.evaluation.captioning import training_names
 from seed.evaluation.drawing import Concepts, judge_pictures, judge_prompts, oracle
 from seed.evaluation.image_tokenizer import EvaluatedTokenizer
@@ -29,20 +29,17 @@ from seed.evaluation.language_model import EvaluatedLanguageModel
 from seed.evaluation.pictures import PictureSet
 from seed.evaluation.question_answering import TrainingAnswers
 from seed.evaluation.scores import choose, others
-from seed.evaluation.sheets import CELL, SheetCell, draw_sheet, sheet_rows
 
 NAMES = ["red square", "blue circle", "green triangle", "Red  square", "dog", "cat"]
 
 
 def run(task, *arguments):
-    parser = argparse.ArgumentParser()
-    command.register(parser.add_subparsers())
-    return parser.parse_args(["evaluate", task, "--device", "cpu", *map(str, arguments)])
+    return make_parser().parse_args(["evaluate", task, "--device", "cpu", *map(str, arguments)])
 
 
 def evaluate(task, output, *arguments):
     args = run(task, "--output", output, *arguments)
-    assert args.func(args) == 0
+    assert execute(args) == 0
     return json.loads((output / f"{task}.json").read_text()), pq.read_table(
         output / f"{task}_predictions.parquet"
     ).to_pylist()
@@ -180,7 +177,7 @@ def test_questions_about_broken_pictures_are_left_out_and_counted(repository, tm
     write_questions(asked[2:4], tmp_path / "test.parquet")
     args = run("vqa", *options, "--output", tmp_path / "none")
     with pytest.raises(ValueError, match="no picture that can be used. 0 of 1 images used"):
-        args.func(args)
+        execute(args)
 
 
 def test_training_answers_by_hand(tmp_path):
@@ -332,16 +329,16 @@ def test_bad_options_say_what_to_do(repository, seed_repository, emoji, tmp_path
     options = ["--data", emoji, "--split", "test", "--output", tmp_path / "out"]
     args = run("caption", "--model", seed_repository, *options)
     with pytest.raises(ValueError, match="no language model"):
-        args.func(args)
+        execute(args)
     args = run("draw", "--model", repository, *options, "--temperature", 0, "--top-p", 0.9)
     with pytest.raises(ValueError, match="top_p is 0.9 at temperature 0"):
-        args.func(args)
+        execute(args)
     args = run("draw", "--model", repository, *options, "--temperature", 1, "--top-p", 1.5)
     with pytest.raises(ValueError, match="top_p is 1.5"):
-        args.func(args)
+        execute(args)
     args = run("draw", "--model", repository, *options, "--limit", 1)
     with pytest.raises(ValueError, match="at least 2"):
-        args.func(args)
+        execute(args)
     # The image tokenizer of another repository: its codes mean other things.
     other = SeedModel.from_pretrained(repository / "image_tokenizer")
     with torch.no_grad():
@@ -357,13 +354,13 @@ def test_bad_options_say_what_to_do(repository, seed_repository, emoji, tmp_path
     for task in ("caption", "draw"):
         args = run(task, "--model", tmp_path / "moved", *options)
         with pytest.raises(ValueError, match="hash"):
-            args.func(args)
+            execute(args)
     # A language model that its repository's processor was not made for.
     config = json.loads((repository / "config.json").read_text()) | {"image_tokenizer_hash": "0" * 64}
     (tmp_path / "moved" / "config.json").unlink()
     (tmp_path / "moved" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="trained with the image tokenizer 000000000000"):
-        args.func(args)
+        execute(args)
 
 
 def test_a_metric_that_cannot_be_loaded_is_named_before_the_work(repository, emoji, tmp_path, monkeypatch):
@@ -379,7 +376,7 @@ def test_a_metric_that_cannot_be_loaded_is_named_before_the_work(repository, emo
         options = ["--split", "test"] if task == "draw" else []
         args = run(task, "--model", repository, "--data", data, *options, "--output", tmp_path / "out")
         with pytest.raises(ModuleNotFoundError, match="cannot be loaded"):
-            args.func(args)
+            execute(args)
 
 
 def test_a_checkpoint_that_samples_captions_as_any_other(repository, tmp_path):
@@ -440,14 +437,14 @@ def test_captions_and_answers_need_no_text_branch(repository, emoji, tmp_path, m
     with_training = ["--train-data", emoji, "--train-split", "train", "--output", tmp_path / "refused"]
     args = run("caption", "--model", bare, *options, *with_training)
     with pytest.raises(ValueError, match="no text branch"):
-        args.func(args)
+        execute(args)
     args = run("caption", "--model", edited_tokenizer(repository, tmp_path / "mute"), *options, *with_training)
     with pytest.raises(FileNotFoundError, match="no text tokenizer"):
-        args.func(args)
+        execute(args)
     alone = edited_tokenizer(repository, tmp_path / "alone", use_reconstruction_decoder=False)
     args = run("caption", "--model", alone, *options, *with_training)
     with pytest.raises(ValueError, match="no reconstruction decoder.*leave --train-data out"):
-        args.func(args)
+        execute(args)
 
 
 def test_captions_are_kept_where_a_scorer_fails(repository, emoji, tmp_path, monkeypatch):
@@ -460,7 +457,7 @@ def test_captions_are_kept_where_a_scorer_fails(repository, emoji, tmp_path, mon
     (output / "caption.json").write_text("{}")  # of an earlier run
     args = run("caption", "--model", repository, "--data", emoji, "--split", "test", "--output", output)
     with pytest.raises(OSError, match="has died"):
-        args.func(args)
+        execute(args)
     rows = pq.read_table(output / "caption_predictions.parquet").to_pylist()
     assert [row["names"][0] for row in rows] == NAMES and all("language model" in row for row in rows)
     assert not (output / "caption.json").exists()

@@ -1,6 +1,5 @@
 """`seed evaluate reconstruction`: the arithmetic by hand, the command on a toy file."""
 
-import argparse
 import json
 
 import numpy as np
@@ -8,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from seed.evaluation import command
+from seed.commands.main import execute, make_parser
 from seed.evaluation.judge import EfficientNetJudge
 from seed.evaluation.pictures import PictureSet
 from seed.evaluation.reconstruction import Drawer, JudgedDrawings, judge_drawings, score_drawings
@@ -18,10 +17,8 @@ UNIT = np.eye(4, dtype=np.float32)
 
 
 def run(*arguments):
-    parser = argparse.ArgumentParser()
-    command.register(parser.add_subparsers())
-    args = parser.parse_args(["evaluate", "reconstruction", "--device", "cpu", *map(str, arguments)])
-    return args.func(args)
+    args = make_parser().parse_args(["evaluate", "reconstruction", "--device", "cpu", *map(str, arguments)])
+    return execute(args)
 
 
 def test_judged_by_hand():

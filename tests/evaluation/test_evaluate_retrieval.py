@@ -1,6 +1,5 @@
 """`seed evaluate retrieval` on a toy file, against the scores computed here from the model's own features."""
 
-import argparse
 import json
 
 import numpy as np
@@ -11,17 +10,15 @@ import torch
 from toy_pictures import toy_rows
 from transformers import AutoTokenizer
 
+from seed.commands.main import execute, make_parser
 from seed.data.images import load_image
-from seed.evaluation import command
 from seed.image_processing_seed import SeedImageProcessorPil
 from seed.modeling_seed import SeedModel
 
 
 def run(*arguments):
-    parser = argparse.ArgumentParser()
-    command.register(parser.add_subparsers())
-    args = parser.parse_args(["evaluate", "retrieval", "--device", "cpu", *map(str, arguments)])
-    return args.func(args)
+    args = make_parser().parse_args(["evaluate", "retrieval", "--device", "cpu", *map(str, arguments)])
+    return execute(args)
 
 
 def reference_similarity(folder, texts, kind):

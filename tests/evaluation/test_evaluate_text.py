@@ -1,6 +1,5 @@
 """`seed evaluate text` against likelihoods computed here, token by token, from the model's own scores."""
 
-import argparse
 import json
 import math
 
@@ -13,7 +12,7 @@ from tiny_repository import make_seed_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig, OPTForCausalLM
 
 from seed import SeedProcessor
-from seed.evaluation import command
+from seed.commands.main import execute, make_parser
 from seed.evaluation.perplexity import TextScorer, TextSet
 from seed.modeling_seed_language import SeedOPTForCausalLM
 
@@ -47,10 +46,8 @@ def extended(base, tmp_path):
 
 
 def run(*arguments):
-    parser = argparse.ArgumentParser()
-    command.register(parser.add_subparsers())
-    args = parser.parse_args(["evaluate", "text", "--device", "cpu", *map(str, arguments)])
-    return args.func(args)
+    args = make_parser().parse_args(["evaluate", "text", "--device", "cpu", *map(str, arguments)])
+    return execute(args)
 
 
 def reference(folder, text, context):

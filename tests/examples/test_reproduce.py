@@ -1,6 +1,5 @@
 """The scripts that reproduce the paper's tables: every `seed evaluate` command in them is one that the parser takes."""
 
-import argparse
 import json
 import shlex
 import subprocess
@@ -8,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from seed.evaluation import command
+from seed.commands import evaluate
+from seed.commands.main import make_parser
 
 SCRIPTS = Path(__file__).parents[2] / "examples" / "reproduce"
 
@@ -25,9 +25,7 @@ def commands(script, *arguments, tmp_path):
         shell=True,
         check=True,
     )
-    parser = argparse.ArgumentParser()
-    command.register(parser.add_subparsers())
-    return [parser.parse_args(json.loads(line)) for line in log.read_text().splitlines()]
+    return [make_parser().parse_args(json.loads(line)) for line in log.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("bidirectional", [None, "my blip2"])
@@ -36,7 +34,7 @@ def test_table_1(tmp_path, bidirectional):
     calls = commands("table1_retrieval.sh", "a model", "data", "out", *extra, tmp_path=tmp_path)
     assert [call.output for call in calls] == ["out/flickr30k", "out/coco"]
     for call in calls:
-        assert (call.func, call.model, call.bidirectional) == (command.run_retrieval, "a model", bidirectional)
+        assert (call.run, call.model, call.bidirectional) == (evaluate.run_retrieval, "a model", bidirectional)
         assert (call.texts, call.split) == ("captions", "test")
 
 

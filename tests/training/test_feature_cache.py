@@ -1,4 +1,3 @@
-import argparse
 import random
 
 import pytest
@@ -141,16 +140,13 @@ def test_a_run_that_resumes_does_not_open_every_picture_again(tmp_path, monkeypa
 def test_pictures_without_a_concept_go_by_their_first_caption(tmp_path):
     """A column of nulls would make every picture a positive of every other."""
     from seed.training.recipes import StageRecipe
-    from seed.training.stage import open_sources
+    from seed.training.stage import StageData, open_sources
 
     PICTURES[0].save(tmp_path / "a.png")
     picture = {"bytes": (tmp_path / "a.png").read_bytes(), "path": None}
     for name, concepts in (("a", [None, None]), ("b", [3, None])):
         rows = {"image": [picture] * 2, "captions": [["Dog"], ["cat"]], "concept": concepts}
         Dataset.from_dict(rows).to_parquet(tmp_path / f"{name}.parquet")
-    arguments = argparse.Namespace(
-        data=[tmp_path / "a.parquet", tmp_path / "b.parquet"], extra_data=[], split=None, image_root=None,
-        feature_cache=None, output=tmp_path / "run",
-    )  # fmt: skip
-    sources = open_sources(arguments, StageRecipe(epochs=1, training={}), None, None)
+    data = StageData([tmp_path / "a.parquet", tmp_path / "b.parquet"])
+    sources = open_sources(data, StageRecipe(epochs=1, training={}), None, None, output=tmp_path / "run")
     assert [list(source.concepts) for source in sources] == [["dog", "cat"], ["3", "cat"]]

@@ -1,8 +1,12 @@
 """The caption metrics of COCO (BLEU, METEOR, ROUGE-L, CIDEr, SPICE) by pycocoevalcap, as an `evaluate` metric."""
 
+import contextlib
+import os
 import re
 import shutil
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import datasets
@@ -40,6 +44,7 @@ Returns:
     dict of reasons.
 Raises:
     ValueError: a picture without references, no pictures, or "ptb" without Java."""
+_STATISTICS = "PTBTokenizer tokenized"
 # A word of the plain tokenizer: what the PTB tokenizer leaves of most captions once COCO has dropped punctuation.
 _WORD = re.compile(r"\w+(?:[-'’]\w+)*")
 _NO_JAVA = "Java was not found: install a runtime (on Debian `apt install default-jre-headless`)."
@@ -127,7 +132,26 @@ def _ptb(captions_of_pictures) -> dict[int, list[str]]:
         number: [{"caption": " ".join(caption.split())} for caption in captions]
         for number, captions in enumerate(captions_of_pictures)
     }
-    return PTBTokenizer().tokenize(captions)
+    with _without_statistics():
+        return PTBTokenizer().tokenize(captions)
+
+
+@contextlib.contextmanager
+def _without_statistics():
+    """Hold back what Java says about its speed; show the rest of what it writes to stderr."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            written.seek(0)
+            lines = [line for line in written.read().decode(errors="replace").splitlines() if _STATISTICS not in line]
+            if lines:
+                print("\n".join(lines), file=sys.stderr)
 
 
 def _plain(captions_of_pictures) -> dict[int, list[str]]:

@@ -15,8 +15,9 @@ from tiny_repository import CAPTIONS, SIZE, pictures
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seed import SeedModel, SeedPipeline, SeedProcessor
-from seed.cli import main
-from seed.demo import QUESTION, contact_sheet, prefix_lengths, run_demo, shipped_pictures
+from seed.commands.demo_sheet import QUESTION, contact_sheet, prefix_lengths, run_demo
+from seed.commands.main import main
+from seed.data import shipped_pictures
 from seed.evaluation.language_model import EvaluatedLanguageModel
 
 
@@ -32,7 +33,10 @@ def run(*arguments) -> int:
 
 
 def test_help_needs_no_torch():
-    code = "import sys, seed.cli\ntry: seed.cli.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    code = (
+        "import sys\nfrom seed.commands.main import main\n"
+        "try: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert all(verb in shown for verb in ("demo", "tokenize", "detokenize", "reconstruct", "evaluate", "convert"))
 
@@ -188,7 +192,7 @@ def test_caption_and_ask(language_repository, image, tmp_path, monkeypatch, caps
     caption = write(model, processor, processor.caption_prompts(images=[picture]), 32)
     assert " ".join(capsys.readouterr().out.split()) == " ".join(f"{image}: {caption} {image}: {caption}".split())
     # Of many pictures, a few at a time, in order.
-    monkeypatch.setattr("seed.language_tasks.PICTURES_PER_BATCH", 2)
+    monkeypatch.setattr("seed.commands.caption.PICTURES_PER_BATCH", 2)
     paths, batches = [tmp_path / f"{number}.png" for number in range(3)], []
     for path, made in zip(paths, pictures(3, seed=6)):
         made.save(path)
@@ -295,3 +299,33 @@ def test_broken_pictures_are_all_named_and_the_others_captioned(language_reposit
 def test_debug_raises(tmp_path):
     with pytest.raises(FileNotFoundError):
         run("tokenize", tmp_path / "missing", "--output", tmp_path / "x.parquet", "--debug")
+
+
+QUIET = """
+import sys
+from seed.commands.main import main
+repository, image, folder = sys.argv[1:]
+model = ["--model", repository, "--device", "cpu"]
+for arguments in (
+    ["reconstruct", image, "--output", f"{folder}/again.png"],
+    ["caption", image],
+    ["ask", image, "what is it?"],
+    ["draw", "a red dog", "--output", f"{folder}/drawn.png"],
+    ["demo", image, "--output", f"{folder}/sheet.png"],
+):
+    assert main([*arguments, *model]) == 0
+print("then bars", file=sys.stderr, flush=True)
+assert main(["tokenize", image, "--output", f"{folder}/codes.parquet", *model]) == 0
+assert main(["detokenize", f"{folder}/codes.parquet", "--output", f"{folder}/drawings", *model]) == 0
+"""
+
+
+def test_nothing_is_shown_that_a_user_cannot_act_on(language_repository, image, tmp_path):
+    command = [sys.executable, "-c", QUIET, str(language_repository), str(image), str(tmp_path)]
+    shown = subprocess.run(command, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    before, after = shown.stderr.split("then bars\n")
+    assert before == ""
+    bars = {line.split(":")[0] for line in re.split(r"[\r\n]+", after) if line}
+    assert bars == {"tokenize", "draw"}, after
+    assert "Loading weights" not in shown.stdout

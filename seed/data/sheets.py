@@ -1,5 +1,6 @@
 """Contact sheets: many small pictures with words under each, to be looked at."""
 
+import math
 import os
 import unicodedata
 from collections.abc import Sequence
@@ -29,12 +30,12 @@ class SheetCell:
 
 
 def sheet_rows(count: int, seed: int, pictures: int = PICTURES) -> np.ndarray:
-    """Which of `count` results are shown, in order: chosen by the seed alone, good and bad ones alike."""
+    """Choose which of `count` results are shown, in order, by the seed alone: good and bad ones alike."""
     return np.sort(np.random.default_rng([seed, 64]).permutation(count)[:pictures])
 
 
 def draw_sheet(cells: Sequence[SheetCell], columns: int = COLUMNS) -> Image.Image:
-    """Rows of pictures, scaled to one size, titles and notes under them."""
+    """Draw rows of pictures, scaled to one size, with titles and notes under them."""
     font = ImageFont.load_default(size=11)
     step_x, step_y = CELL + MARGIN, CELL + 3 * LINE + MARGIN
     rows = -(-len(cells) // columns)
@@ -52,27 +53,39 @@ def draw_sheet(cells: Sequence[SheetCell], columns: int = COLUMNS) -> Image.Imag
 
 
 def save_sheet(cells: Sequence[SheetCell], path: Path) -> None:
-    """Writes a PNG of 256 colours, all or nothing; small enough to be committed (64 pictures: under 400 KB)."""
+    """Write a PNG of 256 colours, all or nothing; small enough to be committed (64 pictures: under 400 KB)."""
     temporary = path.with_name(path.name + ".tmp")
     few_colors = draw_sheet(cells).quantize(256, dither=Image.Dither.NONE)
     few_colors.save(temporary, "PNG", optimize=True)
     os.replace(temporary, path)
 
 
+def tile(images: Sequence[Image.Image], margin: int = 4) -> Image.Image:
+    """Put images of one size side by side, in rows that make about a square."""
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    width, height = images[0].size
+    sheet = Image.new("RGB", (columns * (width + margin) - margin, rows * (height + margin) - margin), "white")
+    for number, image in enumerate(images):
+        row, column = divmod(number, columns)
+        sheet.paste(image, (column * (width + margin), row * (height + margin)))
+    return sheet
+
+
 def plain_letters(text: str) -> str:
-    """Letters without their accents, for Pillow's own font, which has none: it would draw boxes in their place."""
+    """Remove the accents of letters: Pillow's own font has none and would draw boxes in their place."""
     return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
 
 
 def fit(image: Image.Image, side: int) -> Image.Image:
-    """As RGB, scaled so that its longer side is `side`."""
+    """Return an image as RGB, scaled so that its longer side is `side`."""
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
 def _two_lines(text: str, draw: ImageDraw.ImageDraw, font) -> list[str]:
-    """As many words as fit on the first line, all others on the second."""
+    """Put as many words as fit on the first line, all others on the second."""
     words = text.split()
     fitting = len(words)
     while fitting > 1 and draw.textlength(" ".join(words[:fitting]), font) > CELL:
@@ -87,4 +100,4 @@ def _shorten(text: str, draw: ImageDraw.ImageDraw, font) -> str:
     return text
 
 
-__all__ = ["SheetCell", "draw_sheet", "fit", "plain_letters", "save_sheet", "sheet_rows"]
+__all__ = ["SheetCell", "draw_sheet", "fit", "plain_letters", "save_sheet", "sheet_rows", "tile"]

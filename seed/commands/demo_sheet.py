@@ -1,33 +1,35 @@
-"""What `seed demo` does: pictures to codes, codes to words and to drawings, words to drawings, all on one sheet."""
+"""What `seed demo` shows: a picture, its words, what ever more of its codes draw; and drawings from words."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .data.images import load_image
-from .data.tokenization import load_image_tokenizer
-from .evaluation.image_tokenizer import EvaluatedTokenizer
-from .evaluation.language_model import EvaluatedLanguageModel
-from .evaluation.sheets import fit, plain_letters
-from .language_tasks import draw_prompts
-from .pipeline_seed import SeedPipeline
-from .repository_seed import SeedRepository
+from ..data.images import load_image
+from ..data.sheets import fit, plain_letters
+from ..data.texts import encode_texts, load_text_tokenizer
+from ..data.tokenization import load_image_tokenizer
+from ..generation_seed import write_answers, write_captions
+from ..image_processing_seed import SeedImageProcessorPil
+from ..modeling_seed import SeedModel
+from ..pipeline_seed import SeedPipeline
+from ..repository_seed import CAPTIONS_FILE, SeedRepository
+from .draw import draw_prompts
+from .loading import load_language_pair
 
-# In the image tokenizer's folder: what its nearest captions are chosen from, one per line, UTF-8.
-CAPTIONS_FILE = "captions.txt"
 NEAREST = 3
-QUESTION = "which kind of thing is it?"  # of those that seed-tiny was trained on; any other model may be asked it too
-PROMPTS = ("red apple", "blue book", "cat face", "house", "sun", "fish", "bus")  # as many as a row of the sheet takes
+QUESTION = "which kind of thing is it?"  # seed-tiny was trained on it; any other model may be asked it too
+PROMPTS = ("red apple", "blue book", "cat face", "house", "sun", "fish", "bus")  # as many as a row of the sheet holds
 CELL, MARGIN, LINE = 128, 8, 18
 
 
 @dataclass
 class DemoRow:
     """
+    One picture of the demo.
+
     Args:
         name: of the picture.
         image: the original.
@@ -46,15 +48,8 @@ class DemoRow:
     answer: str | None = None
 
 
-def shipped_pictures() -> list[Path]:
-    """The pictures that come with the package; `ATTRIBUTION.tsv` beside them names authors and licences."""
-    folder = Path(str(resources.files(__package__))) / "assets" / "demo"
-    lines = (folder / "ATTRIBUTION.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    return [folder / line.split("\t")[0] for line in lines]
-
-
 def prefix_lengths(num_codes: int) -> list[int]:
-    """1, 2, 4, ... and all of them."""
+    """Return 1, 2, 4, ... and the number of all codes."""
     powers = [2**power for power in range(num_codes.bit_length())]
     return [length for length in powers if length < num_codes] + [num_codes]
 
@@ -67,38 +62,52 @@ def run_demo(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     log: Callable[[str], None] = print,
+    progress: bool = False,
 ) -> tuple[list[DemoRow], list[Image.Image]]:
     """
-    Tokenises pictures, finds their nearest captions, and draws them from ever more of their codes. A language model, if
+    Tokenise pictures, find their nearest captions, and draw them from ever more of their codes. A language model, if
     the repository has one, captions them, answers a question about each, and draws PROMPTS.
 
     Args:
-        model: a SEED repository.
+        model: folder or Hub id of a SEED repository.
         paths: the pictures.
         seed: picture i is drawn from one noise, of seed `seed + i`, for every prefix, so that only the codes differ.
-        batch_size: drawings at a time.
+        batch_size: how many pictures are drawn at a time.
+        log: is told what is being done, a line at a time.
+        progress: show a bar of the diffusion steps for every batch.
 
     Returns:
         A row per picture, and the drawings of PROMPTS (none without a language model).
     """
     log(f"Loading {model}")
-    tokenizer, image_tokenizer, image_processor, captions = _load(model, dtype, device)
-    language_model = (
-        EvaluatedLanguageModel(model, device, dtype=dtype) if SeedRepository(model).has_language_model() else None
-    )
-    parts = {"language_model": language_model.model, "processor": language_model.processor} if language_model else {}
+    captions = _captions_of(model)
+    text_tokenizer = None
+    if captions:  # the text branch is needed
+        folder = SeedRepository(model).image_tokenizer_folder()
+        image_tokenizer = SeedModel.from_pretrained(folder, dtype=torch.float32).eval().to(device, dtype)
+        image_processor = SeedImageProcessorPil.from_pretrained(folder)
+        text_tokenizer = load_text_tokenizer(folder, image_tokenizer.config)
+    else:
+        image_tokenizer, image_processor = load_image_tokenizer(model, dtype, device)
+    parts = {}
+    if SeedRepository(model).has_language_model():
+        parts["language_model"], parts["processor"] = load_language_pair(model, device, dtype)
     pipeline = SeedPipeline.from_pretrained(model, image_tokenizer=image_tokenizer, dtype=dtype, **parts).to(device)
     pipeline.image_processor = image_processor
+    pipeline.set_progress_bar_config(disable=not progress)
 
     log(f"Tokenising {len(paths)} pictures")
     images = [load_image(path) for path in paths]
     codes = torch.cat([pipeline.tokenize_images([image]) for image in images])
-    nearest = _nearest_captions(tokenizer, codes, captions) if captions else [[] for _ in images]
+    nearest = [[] for _ in images]
+    if captions:
+        nearest = _nearest_captions(image_tokenizer, text_tokenizer, codes, captions)
     written, answers, drawn_prompts = [None] * len(images), [None] * len(images), []
-    if language_model:
+    if parts:
         log("Captioning, answering, and drawing from words")
-        written = language_model.caption(codes)
-        answers = language_model.answer(codes, [QUESTION] * len(images))
+        pair = parts["language_model"], parts["processor"]
+        written = write_captions(*pair, codes=codes)
+        answers = write_answers(*pair, [QUESTION] * len(images), codes=codes)
         drawn_prompts = draw_prompts(pipeline, PROMPTS, seed=seed)
 
     lengths = prefix_lengths(codes.shape[1])
@@ -110,8 +119,8 @@ def run_demo(
 
 def contact_sheet(rows: Sequence[DemoRow], drawn_prompts: Sequence[Image.Image] = ()) -> Image.Image:
     """
-    One row per picture: the original over its caption (the language model's, else the nearest), then the drawings,
-    headed by the number of codes. Then drawings of PROMPTS, over their words.
+    Draw one row per picture: the original over its caption (the language model's, else the nearest), then the drawings,
+    headed by the number of codes. Below them come drawings of PROMPTS, over their words.
     """
     lengths = prefix_lengths(len(rows[0].codes))
     font = ImageFont.load_default(size=13)
@@ -141,23 +150,23 @@ def contact_sheet(rows: Sequence[DemoRow], drawn_prompts: Sequence[Image.Image] 
     return sheet
 
 
-def _load(model, dtype, device):
-    """Tokenizer with its text side, or None; the image tokenizer; its processor; the captions to choose from."""
+def _captions_of(model: str | Path) -> list[str]:
+    """Read the captions that the nearest ones are chosen from; none if the image tokenizer comes without them."""
     file = SeedRepository(model).image_tokenizer_folder() / CAPTIONS_FILE
     if not file.exists():
-        return None, *load_image_tokenizer(model, dtype, device), []
-    tokenizer = EvaluatedTokenizer(model, device)
-    captions = list(dict.fromkeys(line.strip() for line in file.read_text(encoding="utf-8").splitlines()))
-    return tokenizer, tokenizer.model.to(dtype), tokenizer.image_processor, [line for line in captions if line]
+        return []
+    captions = dict.fromkeys(line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+    return [caption for caption in captions if caption]
 
 
 def _nearest_captions(
-    tokenizer: EvaluatedTokenizer, codes: torch.LongTensor, captions: list[str]
+    model: SeedModel, text_tokenizer, codes: torch.LongTensor, captions: list[str]
 ) -> list[list[tuple[str, float]]]:
-    """By the dual stream's cosine, from the codes alone (through the reconstruction decoder)."""
+    """Choose by the dual stream's cosine, from the codes alone (through the reconstruction decoder)."""
     with torch.no_grad():
-        features = tokenizer.model.get_image_features(codes=codes).cpu()
-    scores, chosen = (features @ tokenizer.encode_texts(captions).T).topk(min(NEAREST, len(captions)))
+        features = model.get_image_features(codes=codes).cpu()
+    texts = encode_texts(model, text_tokenizer, captions)
+    scores, chosen = (features @ texts.T).topk(min(NEAREST, len(captions)))
     return [
         [(captions[number], score) for number, score in zip(numbers, values, strict=True)]
         for numbers, values in zip(chosen.tolist(), scores.tolist(), strict=True)
@@ -187,4 +196,4 @@ def _centre(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, font, fil
     draw.text((left + (CELL - draw.textlength(text, font)) / 2, top), text, fill=fill, font=font)
 
 
-__all__ = ["DemoRow", "contact_sheet", "prefix_lengths", "run_demo", "shipped_pictures"]
+__all__ = ["PROMPTS", "QUESTION", "DemoRow", "contact_sheet", "run_demo", "prefix_lengths"]

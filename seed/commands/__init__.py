@@ -1,0 +1,1 @@
+"""The `seed` command: argument parsers, checks of what the user gives, and one module for each verb."""
