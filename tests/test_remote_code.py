@@ -69,5 +69,5 @@ def test_code_travels_with_the_checkpoint(tmp_path):
         assert result.returncode == 0, result.stderr
         return [line for line in result.stdout.splitlines() if line.startswith(("codes", "drawing"))]
 
-    saved = run(SAVE, f"{root}{os.pathsep}{root / 'tests'}")
+    saved = run(SAVE, os.pathsep.join(map(str, (root, root / "tests", root / "examples" / "seed_tiny"))))
     assert len(saved) == 2 and run(LOAD, "") == saved
