@@ -151,6 +151,7 @@ class SeedModel(SeedPreTrainedModel):
         width = config.qformer_config.hidden_size
         self.vision_model = _build_vision_model(config.vision_config)
         self.vision_model.requires_grad_(False)
+        self.vision_model.eval()  # A new model is in training mode, in which BatchNorm would change with every picture.
         if config.vision_final_norm_eps is not None and hasattr(self.vision_model, "post_layernorm"):
             self.vision_model.post_layernorm.eps = config.vision_final_norm_eps
         if config.vision_feature_layernorm:

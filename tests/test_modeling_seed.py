@@ -524,6 +524,19 @@ def test_vision_model_stays_in_evaluation_mode():
     assert not model.eval().training
 
 
+@torch.no_grad()
+def test_a_new_model_leaves_the_statistics_of_its_vision_model_alone():
+    """A stage that creates the model computes features before anything calls `train` or `eval`."""
+    model = SeedModel(
+        make_tiny_seed_config(vision_config={"model_type": "efficientnet", "image_size": 32, **TINY_EFFICIENTNET})
+    )
+    before = copy.deepcopy(model.vision_model.state_dict())
+    pixel_values = torch.randn(2, 3, 32, 32)
+    features = model.get_vision_features(pixel_values)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.vision_model.state_dict().items())
+    assert torch.equal(model.eval().get_vision_features(pixel_values), features)
+
+
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")  # its new name is not in 5.17
 def test_gradient_checkpointing_changes_no_gradient():
     overrides = {"qformer_config": NO_DROPOUT, "reverse_qformer_config": {"num_hidden_layers": 2, **NO_DROPOUT}}

@@ -133,7 +133,7 @@ def test_stages_run_resume_and_hand_on(work, capfd, monkeypatch):
     bidirectional, causal = SeedModel.from_pretrained(qformer), SeedModel.from_pretrained(stage1)
     assert not bidirectional.config.qformer_config.causal and causal.config.qformer_config.causal
     with pytest.raises(ValueError, match="stage I"):
-        causal.get_image_tokens(torch.zeros(1, 3, 28, 28))
+        causal.get_image_tokens(torch.zeros(1, 3, 32, 32))
 
     with monkeypatch.context() as many_captions:
         many_captions.setattr("seed.training.text_features.KEPT_BYTES", 0)
@@ -157,7 +157,7 @@ def test_stages_run_resume_and_hand_on(work, capfd, monkeypatch):
         torch.testing.assert_close(after[name], tensor, rtol=0, atol=0, msg=f"stage II must not change {name}")
     encoder = CLIPTextModel.from_pretrained(work / "sd" / "text_encoder")
     refuses_other_runs(work, qformer, stage1, stage2)
-    codes = model.get_image_tokens(torch.rand(2, 3, 28, 28))
+    codes = model.get_image_tokens(torch.rand(2, 3, 32, 32))
     assert model.decode_image_tokens(codes).shape == (2, 77, encoder.config.hidden_size)
 
 
