@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def sources(args: argparse.Namespace):
-    """Names and rows of the files to write."""
+    """Return names and rows of the files to write."""
     if args.emoji:
         files = sorted(args.emoji.glob("*.parquet"))
         if not files:
@@ -79,7 +79,7 @@ class Tokenizer:
             self.known.update(zip(found.ids, found.codes.tolist()))
 
     def codes_of(self, rows: list[dict]):
-        """Codes of every distinct picture by its id, and what made them."""
+        """Return codes of every distinct picture by its id, and what made them."""
         import torch
 
         from seed.data.images import load_image

@@ -73,7 +73,7 @@ def log_reconstruction(name: str, step: int, vae: AutoencoderKL, validation: Pai
 
 
 def train_vae(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Path) -> None:
-    """Writes `OUTPUT/vae`, with the `scaling_factor` measured on the training pictures."""
+    """Write `OUTPUT/vae`, with the `scaling_factor` measured on the training pictures."""
     stage = recipe.vae
     torch.manual_seed(recipe.seed)
     vae = AutoencoderKL(**stage.model, sample_size=train.images.shape[-1])
@@ -106,12 +106,12 @@ def encode_latents(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def encoder_of(vae: AutoencoderKL) -> dict[str, str]:
-    """What the stages after `vae` take from it: latents; its decoder goes on training."""
+    """Return what the stages after `vae` take from it: latents; its decoder goes on training."""
     return {"VAE's encoder": loaded_hash(nn.ModuleList([vae.encoder, vae.quant_conv]))}
 
 
 def train_decoder(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Path) -> None:
-    """Trains the decoder of `OUTPUT/vae` on with its encoder frozen, so that `unet` can train at the same time."""
+    """Train the decoder of `OUTPUT/vae` on with its encoder frozen, so that `unet` can train at the same time."""
     stage = recipe.decoder
     vae = AutoencoderKL.from_pretrained(output / "vae", dtype=torch.float32)
     mean, std = encode_latents(vae, train.images)
@@ -158,7 +158,7 @@ class ContrastiveText(nn.Module):
 
 
 def train_text(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Path) -> None:
-    """Writes `OUTPUT/tokenizer` and `OUTPUT/text_encoder`."""
+    """Write `OUTPUT/tokenizer` and `OUTPUT/text_encoder`."""
     stage = recipe.text
     captions = CaptionTable(train.captions)
     tokenizer = kept_tokenizer(output / "text_tokenizer", captions.unique, stage.vocab_size, train_tokenizer)
@@ -202,13 +202,13 @@ def train_text(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
 # ----------------------------------------------------------------------------------------------------- stage: unet
 @torch.no_grad()
 def encode_captions(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, captions: list[str]) -> Tensor:
-    """Features (num, 77, width) in bfloat16, padded as `StableDiffusionPipeline` pads."""
+    """Return features (num, 77, width) in bfloat16, padded as `StableDiffusionPipeline` pads."""
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     return torch.cat([encoder(batch).last_hidden_state.bfloat16() for batch in ids.split(128)])
 
 
 def train_unet(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Path) -> None:
-    """Writes `OUTPUT/pipeline`: the stock Stable Diffusion repository, with the average of the UNet's weights.
+    """Write `OUTPUT/pipeline`: the stock Stable Diffusion repository, with the average of the UNet's weights.
 
     The decoder is read again at every export, since its stage may run beside this one.
     """

@@ -87,7 +87,7 @@ def train(
 
 
 def save(model, tokenizer, args: argparse.Namespace) -> None:
-    """Saves model, tokenizer and recipe, as [`replace_into`] does."""
+    """Save model, tokenizer and recipe, as [`replace_into`] does."""
     partial = args.output / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     model.config.use_cache = True  # Trainer turns it off, and would leave it so in config.json

@@ -78,7 +78,7 @@ class Emoji:
 
     @property
     def text(self) -> str:
-        """The emoji itself, a string of one or more code points."""
+        """Return the emoji itself, a string of one or more code points."""
         return "".join(chr(int(point, 16)) for point in self.codepoints.split("-"))
 
     @property
@@ -99,7 +99,7 @@ def codepoints_of(text: str) -> str:
 
 
 def slug(name: str) -> str:
-    """An emoji's name as icon sets write it: "o’clock" -> "oclock", "Côte d’Ivoire" -> "cote-divoire"."""
+    """Return an emoji's name as icon sets write it: "o’clock" -> "oclock", "Côte d’Ivoire" -> "cote-divoire"."""
     name = unicodedata.normalize("NFKD", name.lower())
     for mark, word in {"’": "", "'": "", "&": "and", "#": "hashtag", "*": "asterisk"}.items():
         name = name.replace(mark, word)
@@ -176,7 +176,7 @@ def _emojibase(folders: Mapping[str, Path], path: str):
 
 @dataclass(frozen=True)
 class _Words:
-    """Names and keywords of every source, by code points (emojibase's tables by its own hexcode)."""
+    """Return names and keywords of every source, by code points (emojibase's tables by its own hexcode)."""
 
     annotations: dict[str, dict[str, dict]]  # locale -> code points -> {"tts": [...], "default": [...]}
     unicode_names: dict[str, str]
@@ -208,7 +208,7 @@ class _Words:
         )
 
     def names(self, points: str, record: dict) -> list[str]:
-        """The short name, then others, without those that are the same letters or hardly a name."""
+        """Return the short name, then others, without those that are the same letters or hardly a name."""
         code = record["hexcode"]
         short = self.annotations["en"].get(points, {}).get("tts", [record["label"]])[0].lower()
         short = short.replace("“", "").replace("”", "")
@@ -240,7 +240,7 @@ class _Words:
 
 
 def _concepts(names: Mapping[str, str]) -> dict[str, str]:
-    """Names without gender and age; and without "face" where that is another emoji ("cat face" -> "cat")."""
+    """Return names without gender and age; and without "face" where that is another emoji ("cat face" -> "cat")."""
     people = re.compile(r"\b(person|people|man|men|woman|women|boy|girl)\b")
     bare = {points: re.sub(r"\s+", " ", people.sub("", name)).strip() or name for points, name in names.items()}
     known = set(bare.values())
@@ -303,7 +303,7 @@ def _chars(icon_set: IconSet) -> dict[str, str]:
 
 
 def emoji_rows(style: str, icon_set: IconSet, emoji: Mapping[str, Emoji], sibling: IconSet | None = None) -> list[dict]:
-    """Rows of one style, without pictures; each has `svg` in place of `image`.
+    """Return rows of one style, without pictures; each has `svg` in place of `image`.
 
     Args:
         style: key of `EMOJI_SETS`.

@@ -114,7 +114,7 @@ class IconSet:
         )
 
     def svg(self, name: str, color: str = "#000000") -> str:
-        """The whole SVG document of one icon, `currentColor` replaced by `color`."""
+        """Return the whole SVG document of one icon, `currentColor` replaced by `color`."""
         icon = self.icons[name]
         left, top, width, height = (
             icon.get("left", 0),

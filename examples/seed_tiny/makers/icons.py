@@ -21,7 +21,7 @@ PERMISSIVE = {"MIT", "Apache-2.0", "CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "ISC", "
 
 
 def _words(resource: str) -> frozenset[str]:
-    """Words of a text file of this package; lines that start with # are comments."""
+    """Return words of a text file of this package; lines that start with # are comments."""
     text = resources.files(__package__).joinpath(resource).read_text(encoding="utf-8")
     return frozenset(word for line in text.splitlines() if not line.startswith("#") for word in line.split())
 
@@ -132,7 +132,7 @@ def split_style(icon: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def clean_name(words: Iterable[str], number_suffix: bool = False) -> tuple[str, ...] | None:
-    """The words of a caption, or None where the name is not one of a thing.
+    """Return the words of a caption, or None where the name is not one of a thing.
 
     Numbers are dropped (they count drawings); a name with an interface word, a single letter, a word with a digit in
     it, no word or more than four words is refused.
@@ -150,7 +150,7 @@ def clean_name(words: Iterable[str], number_suffix: bool = False) -> tuple[str, 
 
 
 def stem(word: str) -> str:
-    """A form that singular and plural share, enough to match names: "foxes" -> "fox", "cookies" -> "cooky"."""
+    """Return a form that singular and plural share, enough to match names: "foxes" -> "fox", "cookies" -> "cooky"."""
     word = word.casefold()
     if word in IRREGULAR:
         return IRREGULAR[word]
@@ -164,7 +164,7 @@ def stem(word: str) -> str:
 
 
 def words_of(text: str) -> frozenset[str]:
-    """The words of a name, by their stems, as a set."""
+    """Return the words of a name, by their stems, as a set."""
     return frozenset(stem(word) for word in re.findall(r"[^\W_]+", text))
 
 
@@ -220,7 +220,7 @@ def ink(key: str, colored: float = 0.25) -> str:
 
 
 def icon_rows(prefix: str, icon_set: IconSet, emoji_words: EmojiWords) -> list[dict]:
-    """Rows of the emoji schema, without pictures, for one extra set; each has `svg` in place of `image`.
+    """Return rows of the emoji schema, without pictures, for one extra set; each has `svg` in place of `image`.
 
     Args:
         prefix: name of the set, a key of `EXTRA_SETS`.

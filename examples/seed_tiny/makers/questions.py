@@ -43,7 +43,7 @@ EASY_VQA_SHAPES = {"circle", "rectangle", "triangle"}
 
 def emoji_questions(row: dict) -> list[dict]:
     """
-    The questions that a picture of the emoji set supports.
+    Return the questions that a picture of the emoji set supports.
 
     - name: "what is it?", with `names` as answers, the first of them the Unicode short name.
     - category: "which kind of thing is it?", one of the nine `CATEGORIES`.
@@ -53,7 +53,7 @@ def emoji_questions(row: dict) -> list[dict]:
       not of people and flags, nor where the name itself speaks of a colour.
 
     Args:
-        row: of the emoji set, with `image` as `{"bytes": ...}`.
+        row: a row of the emoji set, with `image` as `{"bytes": ...}`.
 
     Returns:
         Rows of `id`, `image`, `question`, `answers`, `kind`, `license`, `attribution`.
@@ -78,13 +78,13 @@ def _speaks_of_color(name: str) -> bool:
 
 def easy_vqa_questions(split: str) -> Iterator[dict]:
     """
-    The questions of easy-vqa (Victor Zhou, MIT, PyPI `easy-vqa`): coloured shapes on grey, 64 x 64 pixels.
+    Yield the questions of easy-vqa (Victor Zhou, MIT, PyPI `easy-vqa`): coloured shapes on grey, 64 x 64 pixels.
 
     Args:
         split: "train" (38,575 questions on 4,000 pictures) or "test" (9,673 on 1,000).
 
     Yields:
-        Rows as of [`emoji_questions`]; `kind` is "yes/no", "colour" or "shape".
+        Rows as [`emoji_questions`] returns them; `kind` is "yes/no", "colour" or "shape".
 
     Raises:
         ModuleNotFoundError: the package is not installed.
@@ -129,12 +129,12 @@ def write_questions(
     metadata: CodesMetadata | None = None,
 ) -> int:
     """
-    Writes questions to a Parquet file, all or nothing.
+    Write questions to a Parquet file, all or nothing.
 
     Args:
-        rows: as of [`emoji_questions`].
-        codes, metadata: of every picture by its `id`, and what made them; then `codes` stands in place of `image`, and
-            the file can be trained on.
+        rows: as [`emoji_questions`] returns them.
+        codes, metadata: the codes of every picture by its `id`, and what made them; then `codes` stands in place of
+            `image`, and the file can be trained on.
 
     Returns:
         Number of questions.
@@ -161,7 +161,7 @@ def write_questions(
 
 
 def _schema(metadata: CodesMetadata | None) -> pa.Schema:
-    """The table's schema; pictures are such that `datasets.load_dataset` opens them."""
+    """Return the table's schema; pictures are such that `datasets.load_dataset` opens them."""
     from datasets import Features, List, Value
     from datasets import Image as ImageFeature
 

@@ -126,7 +126,7 @@ def wordnet_documents(folder: str | Path) -> Iterator[Document]:
 
 
 def related(synset: Synset, symbol: str, synsets: dict[tuple[str, str], Synset]) -> list[str]:
-    """The first word of each synset that a pointer of this kind leads to, in WordNet's order."""
+    """Return the first word of each synset that a pointer of this kind leads to, in WordNet's order."""
     keys = [(offset, speech) for found, offset, speech in synset.pointers if found == symbol]
     words = [synsets[key].words[0] for key in keys if key in synsets]
     return list(dict.fromkeys(word for word in words if word not in synset.words))
@@ -201,7 +201,7 @@ def prose_documents(folder: str | Path, source: str) -> Iterator[Document]:
 
 
 def pieces(text: str, length: int) -> Iterator[str]:
-    """Cuts at the first end of a sentence after each `length` characters; a rest without one is kept whole."""
+    """Cut at the first end of a sentence after each `length` characters; a rest without one is kept whole."""
     start = 0
     while start < len(text):
         found = re.compile(r"[.!?][\"'”’)]?\s").search(text, min(start + length, len(text)) - 1)
@@ -249,7 +249,7 @@ def _prompted(caption: str) -> str:
 
 
 def caption_texts(row: dict, rng: random.Random) -> Iterator[str]:
-    """The wordings of one row; see [`caption_documents`]."""
+    """Return the wordings of one row; see [`caption_documents`]."""
     for caption in row["captions"]:
         yield _prompted(caption)
         yield f"Generate an image {caption}"

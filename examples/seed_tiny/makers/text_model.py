@@ -156,7 +156,7 @@ class TextBlocks(Dataset):
 
 
 def text_model_config(recipe: TextModelRecipe, tokenizer: PreTrainedTokenizerBase) -> OPTConfig:
-    """The configuration of the new model; the tokenizer gives the vocabulary and the special ids."""
+    """Return the configuration of the new model; the tokenizer gives the vocabulary and the special ids."""
     return OPTConfig(
         **{
             "vocab_size": len(tokenizer),

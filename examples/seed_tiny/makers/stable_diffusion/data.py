@@ -37,7 +37,7 @@ class Pairs:
 
 
 def load_pairs(paths: list[Path]) -> Pairs:
-    """Reads image-text data into memory; pictures that cannot be opened are counted and left out."""
+    """Read image-text data into memory; pictures that cannot be opened are counted and left out."""
     images, captions, report = [], [], SkipReport()
     for path in paths:
         for row in iter_valid(load_image_text(path), report):
@@ -77,7 +77,7 @@ class CaptionTable:
 
 
 def train_tokenizer(captions: list[str], vocab_size: int) -> CLIPTokenizer:
-    """A byte-level BPE laid out as CLIP's: 256 bytes, 256 bytes that end a word, merges, two special tokens."""
+    """Return a byte-level BPE laid out as CLIP's: 256 bytes, 256 bytes that end a word, merges, two special tokens."""
     backend = CLIPTokenizer().backend_tokenizer
     special = ["<|startoftext|>", "<|endoftext|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -144,7 +144,7 @@ def content_hash(*values) -> str:
 
 
 def cached(path: Path, key: str, compute: Callable[[], Tensor]) -> Tensor:
-    """What `compute` returns, kept in a file with the hash of all that it depends on; another hash computes it anew."""
+    """Return what `compute` returns, and keep it in a file under a hash; another `key` computes it anew."""
     if path.exists():
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("key") == key:

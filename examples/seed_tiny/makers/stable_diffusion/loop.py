@@ -33,7 +33,7 @@ def fit(
     on_save: Callable[[int], None],
     start_from: dict[str, str] | None = None,
 ) -> None:
-    """Trains `model` on `loss_terms(rows)["loss"]`, `rows` being the indices of a batch; leaves its EMA in `model`.
+    """Train `model` on `loss_terms(rows)["loss"]`, `rows` being the indices of a batch; leaves its EMA in `model`.
 
     Every `save_every` steps `on_save(step)` is called with the EMA in place, and then the state is written to one file:
     a run that finds such a file goes on from there, so what a kill cuts short is made again.
@@ -161,5 +161,5 @@ def save_atomically(save: Callable[[Path], None], folder: Path) -> None:
 
 
 def half(model: nn.Module) -> nn.Module:
-    """A copy as it is shipped. Later stages train on the saved copy, so that they meet exactly what users will."""
+    """Return a copy as it is shipped. Later stages train on the saved copy, so that they meet what users will."""
     return copy.deepcopy(model).bfloat16()

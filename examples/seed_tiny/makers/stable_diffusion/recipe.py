@@ -68,7 +68,7 @@ class Recipe:
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Reads a recipe; a key that no stage knows, or a key that is missing, is an error that names it."""
+    """Read a recipe; a key that no stage knows, or a key that is missing, is an error that names it."""
 
     def build(cls, values, where):
         fields = {field.name: field for field in dataclasses.fields(cls)}
