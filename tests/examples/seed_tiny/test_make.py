@@ -14,7 +14,7 @@ from PIL import Image
 from run_example import EXAMPLES, run_script
 from toy_pictures import png
 
-from seed.cli import main
+from seed.commands.main import main
 
 MAKE = EXAMPLES / "seed_tiny" / "make.sh"
 # Stands in for Python: it hands its arguments to the test, which has torch and transformers imported already. To import
