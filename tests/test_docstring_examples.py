@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import textwrap
 
 import pytest
 
@@ -10,13 +11,13 @@ import seed
 DOCUMENTED = ("SeedModel", "SeedPipeline", "SeedProcessor", "SeedVectorQuantizer", "SeedOPTForCausalLM.from_text_model")
 # What follows the line "Example:", as far as the docstring goes.
 EXAMPLE = re.compile(r"^Examples?:$(.*)", flags=re.MULTILINE | re.DOTALL)
-BLOCK = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
+BLOCK = re.compile(r"```python\n(.*?)^\s*```", flags=re.MULTILINE | re.DOTALL)
 
 
 def example_blocks(docstring: str | None) -> list[str]:
     """The Python blocks below the line "Example:" of a docstring."""
     below = EXAMPLE.search(inspect.cleandoc(docstring or ""))
-    return [inspect.cleandoc(block) for block in BLOCK.findall(below.group(1))] if below else []
+    return [textwrap.dedent(block) for block in BLOCK.findall(below.group(1))] if below else []
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)
@@ -39,8 +40,9 @@ def test_examples_are_found_where_they_stand():
     Example:
 
         ```python
-        value = 1
+        if True:
+            value = 1
         ```
     """
-    assert example_blocks(text) == ["value = 1"]
+    assert example_blocks(text) == ["if True:\n    value = 1\n"]
     assert example_blocks("Return it.\n\n```python\nvalue = 1\n```") == [] == example_blocks(None)

@@ -287,7 +287,7 @@ def test_floats_of_diffusers_are_bytes(processor):
 def test_placeholders_and_images_must_agree(processor, codes):
     rows = [list(np.asarray(row)) for row in codes[:2]]  # lists of numpy's integers are codes, not lists of images
     assert torch.equal(processor(codes=rows)["input_ids"], processor(codes=codes[:2])["input_ids"])
-    with pytest.raises(ValueError, match="text is an empty list"):
+    with pytest.raises(ValueError, match="0 <image> placeholders for 3 images"):
         processor(text=[], codes=codes)
     for text, given in [("<image> <image>", 1), ("<image>", 2), ("none", 1), ("<image>", 0)]:
         message = f"{text.count('<image>')} <image> placeholders for {given} images"
@@ -308,8 +308,9 @@ def test_placeholders_and_images_must_agree(processor, codes):
     assert torch.equal(processor(codes=list(codes[0]))["input_ids"], processor(codes=codes[:1])["input_ids"])
     with pytest.raises(ValueError, match="either images or codes"):
         processor(text="<image>", images=pictures(1), codes=codes[:1])
-    with pytest.raises(ValueError, match="Pass text, images or codes"):
-        processor()
+    for given in ({}, {"images": []}, {"text": []}):
+        with pytest.raises(ValueError, match="nothing to make a prompt of"):
+            processor(**given)
 
 
 def test_what_does_not_fit_is_an_error_not_cut(processor, codes):
@@ -373,8 +374,6 @@ def test_what_was_trained_on_can_be_asked_again(processor, codes):
     mixed = [{"role": "user", "content": [{"type": "image", "codes": codes[0]}, {"type": "image", "url": "a.png"}]}]
     with pytest.raises(ValueError, match="has no 'codes'"):
         processor.apply_chat_template(mixed, tokenize=True, return_dict=True)
-    with pytest.raises(ValueError, match="return_assistant_tokens_mask is not supported"):
-        processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
 
 
 def test_the_tokenizer_alone_chats_with_the_processors_prompts(tmp_path):
