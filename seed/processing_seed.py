@@ -149,7 +149,7 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
             pretrained_model_name_or_path = Path(pretrained_model_name_or_path) / kwargs.pop("subfolder")
         elif kwargs.get("subfolder"):
             raise ValueError(
-                f"subfolder is {kwargs['subfolder']!r}; but the image tokenizer and the decoder are looked for at the "
+                f"subfolder is {kwargs['subfolder']!r}, but the image tokenizer and the decoder are looked for at the "
                 "top of a processor's repository. Download the repository and pass its folder."
             )
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)

@@ -78,7 +78,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=f"<img> has the id {len(tokenizer) - 66}; expected {len(tokenizer) - 34}"):
         SeedProcessor(images, tokenizer, codebook_size=32)
     tokenizer.add_tokens(["later"])
-    with pytest.raises(ValueError, match="the last 66 must be"):
+    with pytest.raises(ValueError, match=f"the last 66 of its {len(tokenizer)} ids must be"):
         SeedProcessor(images, tokenizer, codebook_size=64)
     with pytest.raises(ValueError, match="question_prompt is 'Answer'"):
         tiny_processor(question_prompt="Answer")
@@ -482,7 +482,7 @@ def test_finds_its_repository_from_any_working_directory(language_repository, tm
     codes = processor.tokenize_images(pictures(1))
     assert codes.shape == (1, 32) and torch.equal(inside.tokenize_images(pictures(1)), codes)
     assert len(processor.draw(codes, num_inference_steps=1)) == 1
-    with pytest.raises(ValueError, match="subfolder is 'lm'; .*pass its folder"):
+    with pytest.raises(ValueError, match="subfolder is 'lm', but .*pass its folder"):
         SeedProcessor.from_pretrained("org/name", subfolder="lm")
 
 
