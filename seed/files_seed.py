@@ -130,7 +130,7 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def _turn(item: Path) -> tuple[bool, bool, bool]:
-    """Return the sort key of a file that replaces a model's: other files first, then weights, their index, the config."""
+    """Return the sort key of a saved file: other files come first, then weights, their index, and the config last."""
     return item.name == CONFIG_FILE, is_weight(item) and item.suffix == ".json", is_weight(item)
 
 

@@ -27,8 +27,8 @@ def has_fast_bfloat16() -> bool:
     """
     Return whether the GPU, or the CPU if there is none, has instructions for bfloat16 (on x86 these are in AVX-512).
 
-    Without them a CPU computes the same numbers, but on one with AVX2 a product of matrices took a hundred times as long
-    as in float32.
+    Without them a CPU computes the same numbers, but with AVX2 a product of matrices took a hundred times as long as in
+    float32.
     """
     import torch
 

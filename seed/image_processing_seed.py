@@ -67,7 +67,7 @@ def _from_cmyk(image: Image.Image) -> Image.Image:
 
 class _AsShownMixin:
     """
-    What both image processors share: they open pictures by `upright_rgb`, as `seed tokenize` does, also `pathlib` paths.
+    What both image processors share: they open pictures by `upright_rgb`, as `seed tokenize` does.
 
     transformers by itself would drop transparency and clip 16 bits. A picture that transformers' own pipelines open,
     from a path or an address, has lost its transparency before it comes here.

@@ -11,8 +11,8 @@ _AUTO_MODULES = {
     _AUTO + name for name in ("configuration_auto", "modeling_auto", "image_processing_auto", "processing_auto")
 }
 _PIPELINE_MODULES = {"transformers.pipelines"}
-# Modules of these packages import the Auto classes and each other in many orders. We register when none of them is being
-# imported any more, so that what registering imports is never half loaded.
+# Modules of these packages import the Auto classes and each other in many orders. We register when none of them is
+# still being imported, so that what registering imports is never half loaded.
 _WATCHED = ("transformers.", f"{__package__}.")
 _done: set[str] = set()
 

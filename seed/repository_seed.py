@@ -14,8 +14,8 @@ from .files_seed import CONFIG_FILE, read_json
 
 IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
 DECODER_FOLDER = "decoder"
-# This file holds the pointers to both folders, which may be ids of other repositories, and the settings to draw with. In
-# a repository with a language model it also holds everything else that SeedProcessor stores.
+# This file holds the pointers to both folders, which may be ids of other repositories, and the settings to draw with.
+# Beside a language model it also holds everything else that SeedProcessor stores.
 POINTER_FILE = "processor_config.json"
 # This file in the image tokenizer's folder holds the captions that `seed demo` chooses from, one per line, in UTF-8.
 CAPTIONS_FILE = "captions.txt"
@@ -81,7 +81,7 @@ class SeedRepository:
             return Path(snapshot_download(self.name, allow_patterns=patterns, **spare, **self.hub_options))
         except HFValidationError as error:
             raise FileNotFoundError(
-                f"{self.name!r} is no folder here, and cannot be the id of a repository on the Hub."
+                f"{self.name!r} is no folder here, and no id of a repository on the Hub."
             ) from error
         except OSError as error:
             raise OSError(
@@ -104,7 +104,7 @@ class SeedRepository:
         """
         Return the folder of the image tokenizer (weights, image processor, text tokenizer). Download it if necessary.
 
-        The repository may have a folder `image_tokenizer`, or a pointer to another one, or be an image tokenizer itself.
+        The repository has a folder `image_tokenizer`, or a pointer to another one, or is an image tokenizer itself.
 
         Raises:
             FileNotFoundError: the repository has no image tokenizer.
