@@ -69,5 +69,6 @@ def test_code_travels_with_the_checkpoint(tmp_path):
         assert result.returncode == 0, result.stderr
         return [line for line in result.stdout.splitlines() if line.startswith(("codes", "drawing"))]
 
-    saved = run(SAVE, f"{root}{os.pathsep}{root / 'tests'}")
+    helpers = [root, root / "tests", root / "examples" / "seed_tiny"]
+    saved = run(SAVE, os.pathsep.join(map(str, helpers)))
     assert len(saved) == 2 and run(LOAD, "") == saved
