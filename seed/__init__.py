@@ -7,7 +7,7 @@ from .registration import register_auto_classes, register_on_import
 
 __version__ = "0.1.0"
 
-# Public name -> the module that defines it. Imported on first use, so that `import seed` costs nothing.
+# Every public name and the module that defines it, which is imported on first use, so that `import seed` costs nothing.
 _MODULE_OF = {
     "SeedConfig": "configuration_seed",
     "SeedQFormerConfig": "configuration_seed",
@@ -59,7 +59,12 @@ def __dir__() -> list[str]:
 
 
 def default_model() -> str:
-    """Folder of seed-tiny, the trained small SEED that comes with the package."""
+    """
+    Return the folder of seed-tiny, the trained small SEED that comes with the package.
+
+    Raises:
+        FileNotFoundError: it is neither in the installed package nor in a checkout.
+    """
     from importlib.resources import files
     from pathlib import Path
 

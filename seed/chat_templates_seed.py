@@ -2,7 +2,8 @@
 
 import json
 
-# A message's images that come before its words, and the rest. `message.content` is a text or a list of parts.
+# Reads a message: `ns.images` are the images that come before its words, and `ns.body` is the rest. `message.content`
+# is a text or a list of parts.
 _READ_CONTENT = """
 {%- set ns = namespace(images="", body="") -%}
 {%- if message.content is string -%}{%- set ns.body = message.content -%}{%- else -%}
@@ -11,7 +12,7 @@ _READ_CONTENT = """
 {%- elif ns.body | trim -%}{%- set ns.body = ns.body + "<image>" -%}
 {%- else -%}{%- set ns.images = ns.images + "<image>" -%}{%- endif -%}
 {%- endfor -%}{%- endif -%}"""
-# The paper's prompts as a conversation: words about an image are a question, an image alone asks for its caption.
+# Speaks the paper's prompts: words about an image are a question, and an image alone asks for its caption.
 _QUESTION_CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     + _READ_CONTENT
@@ -30,7 +31,7 @@ _QUESTION_CHAT_TEMPLATE = (
 {%- endfor -%}
 """
 )
-# For longer instructions, e.g. after tuning on a set of conversations: the form that LLaVA and Vicuna use.
+# Serves longer instructions, for example after tuning on a set of conversations, in the form of LLaVA and Vicuna.
 INSTRUCTION_CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     + _READ_CONTENT
@@ -50,8 +51,10 @@ INSTRUCTION_CHAT_TEMPLATE = (
 
 def question_chat_template(question_prompt: str, caption_prompt: str) -> str:
     """
-    The template that speaks these prompts where it is rendered without others: by the tokenizer alone, too, to which a
-    saved repository gives it.
+    Return the template of the paper's prompts, with these prompts as the default.
+
+    So they are spoken also where the template is rendered without any, for example by the tokenizer alone, to which a
+    saved repository gives the template.
     """
     template = _QUESTION_CHAT_TEMPLATE
     for place, prompt in (("QUESTION", question_prompt), ("CAPTION", caption_prompt)):

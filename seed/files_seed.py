@@ -1,4 +1,4 @@
-"""Reading JSON, and writing files and folders whole: what is there under its name is never half written."""
+"""Reading JSON, and writing files and folders whole: nothing is half written under its own name."""
 
 import contextlib
 import json
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CONFIG_FILE = "config.json"
-# The names that transformers and diffusers give to weights: one file, or shards and their index.
+# transformers and diffusers give these names to weights, in one file or in shards with their index.
 WEIGHT_FILES = ("model*.safetensors*", "diffusion_pytorch_model*.safetensors*")
 
 
@@ -29,7 +29,7 @@ def read_json(path: Path) -> dict:
 
 @contextlib.contextmanager
 def replacing_file(path: str | Path) -> Iterator[Path]:
-    """Give a temporary name, with the same suffix, to write a file to; the file gets its name once it is whole."""
+    """Yield a temporary path, with the same suffix, to write a file to. It gets its own name once it is whole."""
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
@@ -51,17 +51,17 @@ def write_json(path: Path, values: dict) -> None:
 
 
 def is_weight(item: Path) -> bool:
-    """Say whether a file holds a model's weights, or is the index of their shards."""
+    """Return whether a file holds a model's weights, or is the index of their shards."""
     return any(item.match(pattern) for pattern in WEIGHT_FILES)
 
 
 @contextlib.contextmanager
 def replacing(output: str | Path) -> Iterator[Path]:
     """
-    Give a new folder inside `output` to save into; once all is written there, `replace_into` puts it in its place.
+    Yield a new folder inside `output` to save into. Once all is written, `replace_into` moves it into its place.
 
-    A save that fails changes nothing in `output`. The weights that are being saved may be mapped from the very files
-    that they replace.
+    A save that fails changes nothing in `output`. The weights that are saved may be mapped from the very files that
+    they replace.
     """
     output = Path(output)
     partial = output / ".partial"
@@ -79,17 +79,16 @@ def replace_into(partial: Path, output: Path) -> None:
     """
     Move what was saved in `partial` into `output`, where it replaces an earlier save; other files there stay.
 
-    Several files cannot be replaced at once. So the old `config.json` and weights of each model go first, those of a
-    save in other shards or of another variant too, and the new ones come last: weights, their index, `config.json`. A
-    kill in between leaves a folder from which loading fails, never a model of old and new parts. Saving again completes
-    it.
+    Several files cannot be replaced at once. So the old `config.json` and weights of each model are removed first, also
+    those in other shards or of another variant, and the new ones come last: weights, their index, `config.json`. A kill
+    in between leaves a folder from which loading fails, never a model of old and new parts. Saving again completes it.
 
     Args:
-        partial: a folder on the same file system; it is gone afterwards. Sub-folders that hold a model are merged with
-            those in `output`, other sub-folders replace them.
+        partial: a folder on the same file system, which is removed. Its sub-folders that hold a model are merged with
+            those in `output`; its other sub-folders replace them.
 
     Raises:
-        FileNotFoundError: a model in `partial` has no `config.json`; nothing is moved then.
+        FileNotFoundError: a model in `partial` has no `config.json`. Nothing is moved then.
     """
     files = [path for path in partial.rglob("*") if path.is_file()]
     models = {file.parent for file in files if is_weight(file)}
@@ -116,7 +115,7 @@ def replace_into(partial: Path, output: Path) -> None:
 
 
 def remove_weights(folder: Path) -> None:
-    """Remove a model's weights: shards of an earlier save would count before a new single file."""
+    """Remove a model's weights, because shards of an earlier save would be loaded instead of a new single file."""
     for pattern in WEIGHT_FILES:
         for stale in folder.glob(pattern):
             stale.unlink()
@@ -131,7 +130,7 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def _turn(item: Path) -> tuple[bool, bool, bool]:
-    """Sort key for what replaces a model: everything else, weights, their index, the config."""
+    """Return the sort key of a saved file: other files come first, then weights, their index, and the config last."""
     return item.name == CONFIG_FILE, is_weight(item) and item.suffix == ".json", is_weight(item)
 
 

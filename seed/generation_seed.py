@@ -1,7 +1,7 @@
 """
-Generation: the grammar of words and images, and one function each to caption, answer and write codes.
+Generation: the grammar of words and images, and one function each to write captions, answers and codes.
 
-The grammar lets a model write words, or images of exactly `num_codes` codes between `<img>` and `</img>`.
+The grammar lets a model write words, and images of exactly `num_codes` codes between `<img>` and `</img>`.
 """
 
 import contextlib
@@ -16,13 +16,14 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 GENERATION_MODES = ("text", "image", "interleaved")
-# How words are searched: the likeliest caption or answer as a whole (our choice; the paper names no decoding method).
-# Greedy words name fewer pictures, and so do beams scored by the mean over their tokens (transformers' default length
-# penalty, 1.0), which favours long names. A new SEED language model stores this in its generation configuration.
+# How words are searched: these beams look for the likeliest caption or answer as a whole (our choice; the paper names
+# no decoding method). Greedy search names fewer pictures, and so do beams scored by the mean over their tokens
+# (transformers' default length penalty, 1.0), which favours long names. A new SEED language model stores these settings
+# in its generation configuration.
 WORD_SEARCH = {"num_beams": 5, "length_penalty": 0.0, "do_sample": False}
-# One token after the other, the likeliest each time.
+# Takes the likeliest token each time.
 _GREEDY = {"num_beams": 1, "length_penalty": 1.0}
-# Settings of `generate` with which every token may be sampled: a checkpoint may store others, and transformers' default
+# With these settings of `generate` every token may be sampled. A checkpoint may store others, and transformers' default
 # is top_k=50.
 FROM_ALL_TOKENS = {
     "top_k": 0,
@@ -32,9 +33,9 @@ FROM_ALL_TOKENS = {
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
 }
-# The name that models and their outputs have for the cache; transformers 5.24 renamed it.
+# What models and their outputs call the cache, which transformers 5.24 renamed.
 CACHE_NAME = next(name for name in ("cache", "past_key_values") if name in CausalLMOutputWithPast.__dataclass_fields__)
-# Images whose captions or answers are written at once: each takes some forty tokens in the cache of keys and values, so
+# So many images are captioned or asked about at once. Each takes some forty tokens in the cache of keys and values, so
 # this bounds the memory for any number of images.
 IMAGES_PER_BATCH = 32
 
@@ -46,15 +47,16 @@ def write_captions(model, processor, images=None, codes=None, **generate_kwargs)
     """
     Write one caption per image, with the paper's prompt (section 4).
 
-    How words are searched comes from the model's generation configuration, the prompt and the longest caption from the
-    processor. So all commands, pipelines and evaluations write the same caption for the same image.
+    The model's generation configuration says how words are searched. The processor holds the prompt and the length of
+    the longest caption. So all commands, pipelines and evaluations write the same caption for the same image.
 
     Args:
         model: [`SeedOPTForCausalLM`] or another SEED language model.
         processor: its [`SeedProcessor`].
         images: one or more images (PIL, path, array, tensor, address); or
-        codes: `(images, num_codes)`.
-        generate_kwargs: of `generate` (`num_beams`, `max_new_tokens`, `do_sample`, ...), instead of what is stored.
+        codes: their codes, `(images, num_codes)`.
+        generate_kwargs: arguments of `generate` (`num_beams`, `max_new_tokens`, `do_sample`, ...), which replace the
+            stored settings.
     """
     return _write_words(model, processor, None, images, codes, processor.max_caption_tokens, generate_kwargs)
 
@@ -113,28 +115,24 @@ def write_codes(
         model, processor: as in [`write_captions`].
         prompts: one or more captions; "" draws unconditionally.
         num_images_per_prompt: rows per prompt: different ones where the model samples, else the same one repeated.
-        token_guidance_scale: guidance against the empty prompt; the processor's setting if None, 1 is off.
-        token_temperature: at which codes are sampled, from all of them unless `generate_kwargs` limit the choice; the
-            processor's setting if None, 0 takes the likeliest code each time.
-        generator: seeds the sampling; a list, one per row, samples each row by itself. torch's global generators are
-            left as they were.
-        device: where the prompts go; the model's own device if None.
-        generate_kwargs: of the language model's `generate` (`top_k`, `top_p`, `num_beams`, ...). `temperature`,
-            `do_sample` and `generation_config` overrule `token_temperature`; a `temperature` above 0 samples.
+        token_guidance_scale: the strength of the guidance against the empty prompt. 1 turns it off; None takes the
+            processor's setting.
+        token_temperature: the temperature at which codes are sampled, from all of them unless `generate_kwargs` limit
+            the choice. 0 takes the likeliest code each time; None takes the processor's setting.
+        generator: seeds the sampling. A list, one generator per row, samples each row by itself. torch's global
+            generators are left as they were.
+        device: where the prompts go; None takes the model's own device.
+        generate_kwargs: arguments of the language model's `generate` (`top_k`, `top_p`, `num_beams`, ...).
+            `temperature`, `do_sample` and `generation_config` overrule `token_temperature`. A `temperature` above 0
+            samples.
 
     Raises:
-        ValueError: there is no prompt; a prompt does not fit into the context; a negative temperature; another number
-            of generators than of drawings; `return_dict_in_generate` or `num_return_sequences`, which this function has
-            no use for; a `top_p` that is not above 0 and up to 1, or without sampling.
+        ValueError: there is no prompt; a prompt does not fit into the context; the temperature is negative; there are
+            not as many generators as drawings; `num_return_sequences` asks for several rows per prompt.
     """
     if token_guidance_scale is None:
         token_guidance_scale = processor.token_guidance_scale
     options = _choosing_options(token_temperature, processor.token_temperature or 0.0, generate_kwargs)
-    if options.get("return_dict_in_generate"):
-        raise ValueError(
-            "return_dict_in_generate does not work here, where only codes come back; for scores call "
-            "language_model.generate(**processor.drawing_prompts(...), generation_mode='image')."
-        )
     stored = getattr(options.get("generation_config"), "num_return_sequences", None)
     if (several := options.get("num_return_sequences") or stored or 1) != 1:
         raise ValueError(
@@ -160,7 +158,8 @@ def write_codes(
     for texts, one in groups:
         inputs = processor.drawing_prompts(texts).to(device)
         with _seeded(one if samples else None, device):
-            rows.append(processor.image_codes(model.generate(**inputs, generation_mode="image", **options)))
+            written = model.generate(**inputs, generation_mode="image", **options)
+        rows.append(processor.image_codes(getattr(written, "sequences", written)))
     return torch.cat(rows)
 
 
@@ -169,7 +168,7 @@ def sampling_options(temperature: float) -> dict:
     Return `generate`'s arguments for a temperature: 0 takes the likeliest token each time, more samples from all.
 
     Raises:
-        ValueError: a negative temperature.
+        ValueError: the temperature is negative.
     """
     if temperature < 0:
         raise ValueError(f"The temperature is {temperature}; expected 0 (the likeliest token) or more (sampling).")
@@ -180,11 +179,11 @@ def sampling_options(temperature: float) -> dict:
 
 def _choosing_options(token_temperature: float | None, setting: float, generate_kwargs: dict) -> dict:
     """
-    Complete `generate`'s arguments by those that say how a code is chosen, where they do not say it themselves.
+    Complete `generate`'s arguments by those that say how a code is chosen, unless they say it themselves.
 
     Args:
         token_temperature: what the caller asks for; `temperature` and `do_sample` in `generate_kwargs` overrule it.
-        setting: the repository's, for a caller who asks for nothing.
+        setting: the temperature of the repository, for a caller who asks for none.
     """
     unset = [name for name in ("temperature", "do_sample") if generate_kwargs.get(name) is None]
     options = {name: value for name, value in generate_kwargs.items() if name not in unset}
@@ -196,7 +195,7 @@ def _choosing_options(token_temperature: float | None, setting: float, generate_
     if options.get("do_sample") is False:
         return options
     chosen = sampling_options(temperature) | options
-    # A caller who samples by do_sample alone, without a temperature, chooses from all codes too, not from 50.
+    # A caller who passes do_sample without a temperature also samples from all codes, not from 50.
     return FROM_ALL_TOKENS | chosen if chosen["do_sample"] else chosen
 
 
@@ -206,13 +205,13 @@ def _seeded(generator: torch.Generator | None, device: torch.device):
     Seed torch's global generators, from which transformers samples, from `generator`, and restore them afterwards.
 
     Args:
-        device: where the language model runs, and samples; the generator may be of another.
+        device: where the language model runs, and samples. The generator may be on another device.
     """
     if generator is None:
         yield
         return
     seed = torch.randint(2**62, (), generator=generator, device=generator.device)
-    # manual_seed seeds every device of the kind; those of another kind draw nothing here, and are left alone.
+    # manual_seed seeds every device of this kind. Devices of another kind draw nothing here, and are left alone.
     kind = device.type if device.type != "cpu" else "cuda"
     devices = range(torch.get_device_module(kind).device_count()) if device.type != "cpu" else []
     with torch.random.fork_rng(devices, device_type=kind):
@@ -241,27 +240,27 @@ class SeedGenerationMixin:
         **kwargs,
     ):
         """
-        `GenerationMixin.generate`, kept within the grammar of words and images.
+        Generate tokens as `GenerationMixin.generate` does, within the grammar of words and images.
 
         Args:
-            input_ids: `(batch, length)`, padded on the left (`attention_mask` says where). In mode "text" it may be
-                `inputs_embeds` instead, or nothing.
-            generation_mode: "text" writes words only, searched as the generation configuration says; "image" one image,
-                exactly `num_codes` codes and `</img>`, after a prompt whose `<img>` is added where it is missing, or
-                the rest of an image whose first codes end the prompt; "interleaved" lets the model choose, and keeps
-                every image that it opens whole.
-            token_guidance_scale: classifier-free guidance in mode "image"; None or 1 is off. Where prompts end with
-                codes, all have to end with as many.
-            unconditional_ids: `(1, length)`, the drawing prompt with an empty caption
-                ([`SeedProcessor.unconditional_prompt`]); needed for guidance.
+            input_ids: the prompts, `(batch, length)`, padded on the left (`attention_mask` says where). In mode "text"
+                `inputs_embeds` may take their place, or nothing.
+            generation_mode: "text" writes words only, searched as the generation configuration says. "image" writes one
+                image, exactly `num_codes` codes and `</img>`; it adds `<img>` to a prompt that lacks it, and finishes
+                an image whose first codes end the prompt. "interleaved" lets the model choose, and makes every image
+                that it opens whole.
+            token_guidance_scale: the strength of classifier-free guidance in mode "image"; None or 1 turns it off.
+                Prompts that end with codes must then all end with equally many.
+            unconditional_ids: the drawing prompt with an empty caption, `(1, length)`
+                ([`SeedProcessor.unconditional_prompt`]), which guidance needs.
             kwargs: everything else that `generate` takes (sampling, beams, `num_return_sequences`, static cache,
-                streamers, ...). In the modes "image" and "interleaved" beams are used only where `num_beams` asks for
-                them: the model's generation configuration has them for words.
+                streamers, ...). The modes "image" and "interleaved" use beams only if `num_beams` asks for them,
+                because the model's generation configuration has them for words.
 
         Raises:
-            ValueError: an unknown mode; a prompt that leaves no room in the context, or has ids of a larger vocabulary;
-                a limit that leaves no token or would cut an image short, in mode "interleaved" also that of a
-                generation configuration; guidance without `unconditional_ids` or outside mode "image".
+            ValueError: the mode is unknown; a prompt leaves no room in the context, or has ids of a larger vocabulary;
+                a limit leaves no token or would cut an image short, in mode "interleaved" also the limit of a
+                generation configuration; guidance is asked for without `unconditional_ids` or outside mode "image".
         """
         if generation_mode not in GENERATION_MODES:
             raise ValueError(f"generation_mode is {generation_mode!r}; expected one of {', '.join(GENERATION_MODES)}.")
@@ -278,8 +277,8 @@ class SeedGenerationMixin:
                 )
         if kwargs.get("assistant_model") is not None and generation_mode != "text":
             raise ValueError(
-                f"assistant_model does not work in generation_mode={generation_mode!r}: what it proposes is not kept "
-                "to the grammar of images. Leave it out."
+                f"assistant_model does not work in generation_mode={generation_mode!r}, because its proposals do not "
+                "keep to the grammar of images. Leave it out."
             )
         given_beams = getattr(generation_config, "num_beams", None)
         if generation_mode != "text" and given_beams in (None, self.generation_config.num_beams):
@@ -296,7 +295,7 @@ class SeedGenerationMixin:
         kwargs.update(max_new_tokens=new_tokens, max_length=None)
         if generation_mode == "image":
             kwargs.update(eos_token_id=self.config.eoi_token_id, min_new_tokens=None, min_length=0)
-            # transformers would pad with </img>, of which one too many is an error.
+            # transformers would pad with </img>, and a second </img> is an error.
             if all(config.pad_token_id is None for config in settings):
                 kwargs.setdefault("pad_token_id", self._word_to_pad_with())
 
@@ -310,8 +309,8 @@ class SeedGenerationMixin:
             begun = written.unique().tolist()
             if len(begun) > 1:
                 raise ValueError(
-                    f"The images that these prompts have begun have {begun} codes; with token_guidance_scale all rows "
-                    "of a batch need as many."
+                    f"The images that these prompts have begun have {begun} codes; with token_guidance_scale, all rows "
+                    "of a batch must have equally many."
                 )
             processors.append(
                 SeedTokenGuidanceLogitsProcessor(
@@ -321,7 +320,7 @@ class SeedGenerationMixin:
         processors.extend(logits_processor or [])
         # Last, so that no other processor lets a token through that the grammar forbids.
         processors.append(SeedImageTokensLogitsProcessor(self.config, generation_mode, prompt_length + new_tokens))
-        if generation_config is not None:  # transformers wants settings in one place
+        if generation_config is not None:  # transformers wants all settings in one place
             generation_config = copy.deepcopy(generation_config)
             kwargs = generation_config.update(**kwargs)
         return super().generate(
@@ -338,7 +337,7 @@ class SeedGenerationMixin:
         return next((token for token in (*ends, self.config.bos_token_id) if token is not None), 0)
 
     def _open_image(self, input_ids: torch.LongTensor, kwargs: dict) -> tuple[torch.LongTensor, dict]:
-        """Lets every prompt end with `<img>`, or with the first codes of an image."""
+        """Add `<img>` to the prompts, unless they end with it or with the first codes of an image."""
         opened = self._codes_written(input_ids) >= 0
         if opened.all():
             return input_ids, kwargs
@@ -362,25 +361,29 @@ class SeedGenerationMixin:
         kwargs: dict,
     ) -> int:
         """
-        How many tokens to write; an error where the context or the caller's limit does not let the answer fit.
+        Return how many tokens to write.
 
         Args:
-            written: how many codes the image has that each prompt leaves open, `(batch,)`, -1 where none is open; None
-                in mode "text".
-            settings: the first of them that has a limit gives it where `kwargs` have none, as far as it fits.
+            written: how many codes the open image at the end of each prompt has, `(batch,)`, -1 where none is open;
+                None in mode "text".
+            settings: generation configurations. The first that has a limit gives it if `kwargs` have none, as far as it
+                fits.
+
+        Raises:
+            ValueError: the answer does not fit into the context or the caller's limit.
         """
         room = self.config.max_position_embeddings - prompt_length
         asked = kwargs.pop("max_new_tokens", None)
         if (max_length := kwargs.pop("max_length", None)) is not None and asked is None:
             asked = max_length - prompt_length
-        if asked is None and mode != "image":  # an image is whole, whatever limit a configuration has for texts
+        if asked is None and mode != "image":  # a configuration's limit is one for texts
             for config in settings:
                 if config.max_new_tokens or config.max_length:
                     limit = config.max_new_tokens or config.max_length - prompt_length
                     asked = min(limit, room)
                     break
         opened = written is not None and bool((written >= 0).any())
-        # An image that a prompt has opened is finished, in mode "interleaved" too: the codes it lacks, and </img>.
+        # An image that a prompt has opened is finished, also in mode "interleaved", by the codes it lacks and </img>.
         least = self.config.num_codes - int(written[written >= 0].min()) + 1 if opened else 1
         if room < least:
             raise ValueError(
@@ -394,14 +397,14 @@ class SeedGenerationMixin:
             )
         if mode == "image":
             return least
-        if asked is None:  # transformers' default of 20 new tokens is less than an image
+        if asked is None:  # transformers' default of 20 new tokens would not hold an image
             return room if mode == "interleaved" else min(20, room)
         if asked < 1:
             raise ValueError(
                 f"max_new_tokens (or max_length) leaves {asked} tokens after a prompt of {prompt_length}; ask for 1 to "
                 f"{room}."
             )
-        if asked > room:  # pipelines ask for 256 on their own
+        if asked > room:  # transformers' pipelines ask for 256 tokens by themselves
             logger.warning(
                 "%d new tokens after a prompt of %d do not fit into the context of %d; at most %d are written.",
                 asked, prompt_length, self.config.max_position_embeddings, room,
@@ -411,15 +414,15 @@ class SeedGenerationMixin:
 
 class SeedImageTokensLogitsProcessor(LogitsProcessor):
     """
-    Lets through only the tokens that the grammar allows next, row by row, read off the tokens so far.
+    Logits processor that lets through only the tokens that the grammar allows next, given each row's tokens so far.
 
-    Inside an image: codes until there are `num_codes`, then `</img>`. Outside: words; `<img>` too in mode
-    "interleaved", as long as a whole image still fits. In mode "image" the prompt ends with `<img>`. Other tokens get
-    the dtype's minimum, not -inf, of which guidance would make NaN. Where earlier processors have banned all that the
-    grammar allows, it is let through alike.
+    Inside an image these are codes until there are `num_codes`, then `</img>`. Outside they are words, and in mode
+    "interleaved" also `<img>`, as long as a whole image still fits. In mode "image" the prompt ends with `<img>`. Other
+    tokens get the dtype's minimum, not -inf, which guidance would turn into NaN. If earlier processors have banned all
+    tokens that the grammar allows, these become equally likely.
 
     Args:
-        config: [`SeedOPTConfig`] or another with the same vocabulary fields.
+        config: [`SeedOPTConfig`] or another configuration with the same vocabulary fields.
         generation_mode: "text", "image" or "interleaved".
         max_length: tokens of prompt and answer together, after which generation is stopped.
     """
@@ -445,9 +448,9 @@ class SeedImageTokensLogitsProcessor(LogitsProcessor):
         outside = written < 0
         if self.generation_mode == "interleaved":
             allowed[:, : self.boi] = outside[:, None]
-            # <img>, the codes, </img>: what is opened must also be closed.
+            # An image takes num_codes + 2 tokens, and one that is opened must also be closed.
             allowed[:, self.boi] = outside & (input_ids.shape[1] + self.num_codes + 2 <= self.max_length)
-        # Rows of mode "image" that are done only wait for the others; </img> keeps them valid.
+        # In mode "image", rows that are done wait for the others; </img> keeps them valid.
         allowed[:, self.eoi] = (written == self.num_codes) | (outside & (self.generation_mode == "image"))
         allowed[:, self.first_code :] = ((written >= 0) & (written < self.num_codes))[:, None]
         return _let_through(scores, allowed, lowest)
@@ -461,7 +464,7 @@ def _let_through(scores: torch.FloatTensor, allowed: torch.BoolTensor, lowest: f
 
 def codes_written(input_ids: torch.LongTensor, boi: int, eoi: int, num_codes: int) -> torch.LongTensor:
     """
-    `(batch,)`: how many codes the image that is open at the end of each row has; -1 where none is open.
+    Count the codes of the image that is open at the end of each row, `(batch,)`; -1 where none is open.
 
     Args:
         input_ids: `(batch, length)`.
@@ -470,7 +473,7 @@ def codes_written(input_ids: torch.LongTensor, boi: int, eoi: int, num_codes: in
     # An open image is at most <img> and num_codes codes long, so only the tail needs looking at.
     tail = input_ids[:, -(num_codes + 1) :]
     distance = torch.arange(tail.shape[1] - 1, -1, -1, device=tail.device)
-    # Tokens since the last <img>; larger than anything in the tail where there is none.
+    # The number of tokens since the last <img>, or more than the tail has if there is none.
     since_opened = torch.where(tail == boi, distance, tail.shape[1] + 1).min(dim=1).values
     since_closed = torch.where(tail == eoi, distance, tail.shape[1] + 1).min(dim=1).values
     return torch.where((since_opened <= tail.shape[1]) & (since_opened < since_closed), since_opened, -1)
@@ -478,7 +481,7 @@ def codes_written(input_ids: torch.LongTensor, boi: int, eoi: int, num_codes: in
 
 class SeedTokenGuidanceLogitsProcessor(LogitsProcessor):
     """
-    Classifier-free guidance on visual tokens: moves the scores away from those of the empty prompt.
+    Logits processor for classifier-free guidance on visual tokens, away from the scores of the empty prompt.
 
     `log p = log p(empty) + scale * (log p(prompt) - log p(empty))` over the visual tokens. Unlike transformers' own
     processor it is batched over one shared empty prompt, computes visual rows only, and stays right when beams change
@@ -486,9 +489,9 @@ class SeedTokenGuidanceLogitsProcessor(LogitsProcessor):
 
     Args:
         model: the language model.
-        scale: 1 changes nothing; larger follows the prompt more closely.
-        unconditional_ids: `(1, length)`, the drawing prompt with an empty caption, up to and with `<img>`.
-        prompt_length: columns of `input_ids` that are the prompt, up to and with `<img>`.
+        scale: 1 changes nothing; larger values follow the prompt more closely.
+        unconditional_ids: the drawing prompt with an empty caption, `(1, length)`, up to and with `<img>`.
+        prompt_length: the number of columns of `input_ids` that are the prompt, up to and with `<img>`.
     """
 
     def __init__(self, model, scale: float, unconditional_ids: torch.LongTensor, prompt_length: int):
@@ -496,7 +499,7 @@ class SeedTokenGuidanceLogitsProcessor(LogitsProcessor):
         self.scale = scale
         self.unconditional_ids = unconditional_ids
         self.prompt_length = prompt_length
-        self.cache, self.cached = None, None  # the cache, and the drawn tokens that are in it
+        self.cache, self.cached = None, None  # `cached` are the drawn tokens that are in the cache
 
     @torch.no_grad()
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
@@ -517,7 +520,7 @@ class SeedTokenGuidanceLogitsProcessor(LogitsProcessor):
         goes_on = self.cached is not None and torch.equal(self.cached, drawn[:, :-1])
         if goes_on:
             inputs = drawn[:, -1:]
-        else:  # the first step, or beams changed places: the cache belongs to other rows
+        else:  # this is the first step, or beams changed places, so that the cache belongs to other rows
             self.cache = None
             inputs = torch.cat([self.unconditional_ids.to(drawn).expand(len(drawn), -1), drawn], dim=1)
         outputs = self.model(

@@ -1,4 +1,4 @@
-"""SEED's image processor: RGB, squash to a square by bicubic interpolation, scale, normalise (released recipe)."""
+"""SEED's image processor: it squashes RGB to a square by bicubic interpolation and normalises it (released recipe)."""
 
 import io
 import os
@@ -14,16 +14,16 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImage
 
 def upright_rgb(image: Image.Image) -> Image.Image:
     """
-    An open picture as RGB, upright, on white where it was transparent.
+    Return an open picture as RGB, upright, and on white if it is transparent.
 
-    EXIF orientation is applied; CMYK goes through its embedded colour profile where it has one; 16-bit and float
-    pictures are scaled to 8 bits, not clipped; of an animation the frame it stands at is taken.
+    Its EXIF orientation is applied. CMYK goes through the embedded colour profile if there is one. Pictures of 16 bits
+    or floats are scaled to 8 bits, not clipped. An animation gives the frame that it stands at.
     """
     image.load()
     try:
         image = ImageOps.exif_transpose(image)
     except (struct.error, SyntaxError, ValueError, KeyError, TypeError):
-        pass  # damaged EXIF data are no reason to lose the picture
+        pass  # a picture with damaged EXIF data can still be shown
     if image.mode == "RGB" and "transparency" not in image.info:
         return image if image.__class__ is Image.Image else image.copy()
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -38,10 +38,11 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey pictures with more than 8 bits, scaled so that full range stays full range.
+    """
+    Scale a grey picture with more than 8 bits to 8 bits, so that full range stays full range.
 
-    16-bit files (and mode `I`, in which Pillow opens some of them) span 0 .. 65535. Mode `F` has no agreed range:
-    0 .. 1 where all values lie in it, else 0 .. 255 or 0 .. 65535, whichever holds the largest value (our choice).
+    16-bit files (and mode `I`, in which Pillow opens some of them) span 0 .. 65535. Mode `F` has no agreed range, so we
+    take the smallest of 0 .. 1, 0 .. 255 and 0 .. 65535 that holds the largest value (our choice).
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     full = 65535.0
@@ -60,15 +61,16 @@ def _from_cmyk(image: Image.Image) -> Image.Image:
                 image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
             )
         except ImageCms.PyCMSError:
-            pass  # a damaged profile is no reason to lose the picture; the plain formula below needs none
+            pass  # the profile is damaged; the plain formula below needs none
     return image.convert("RGB")
 
 
 class _AsShownMixin:
     """
-    Takes pictures as `seed tokenize` does: upright, on white where they are transparent, 16 bits scaled to 8 (see
-    `upright_rgb`), where transformers would drop transparency and clip. Opens `pathlib` paths, too. What transformers'
-    own pipelines open themselves, from a path or an address, has lost its transparency before it comes here.
+    What both image processors share: they open pictures by `upright_rgb`, as `seed tokenize` does.
+
+    transformers by itself would drop transparency and clip 16 bits. A picture that transformers' own pipelines open,
+    from a path or an address, has lost its transparency before it comes here.
     """
 
     def fetch_images(self, image_url_or_urls):
@@ -78,23 +80,16 @@ class _AsShownMixin:
             with Image.open(image_url_or_urls) as image:
                 return upright_rgb(image)
         is_path = isinstance(image_url_or_urls, os.PathLike)
-        try:
-            image = super().fetch_images(os.fspath(image_url_or_urls) if is_path else image_url_or_urls)
-        except ValueError as error:
-            if not isinstance(image_url_or_urls, (str, os.PathLike)):
-                raise
-            raise ValueError(
-                f"{str(image_url_or_urls)[:100]!r} is no file here, nor an address or base64 text of a picture."
-            ) from error
+        image = super().fetch_images(os.fspath(image_url_or_urls) if is_path else image_url_or_urls)
         return upright_rgb(image) if isinstance(image, Image.Image) else image
 
 
 class SeedImageProcessor(_AsShownMixin, TorchvisionBackend):
     """
-    Makes `pixel_values` `(batch, 3, height, width)` from images, with torchvision.
+    Image processor that makes `pixel_values`, `(batch, 3, height, width)`, with torchvision.
 
-    The image is squashed, not cropped, to `size`: one preprocessing everywhere, where the released scripts had two.
-    Without torchvision use [`SeedImageProcessorPil`], whose result for PIL images is PIL's own to 3e-7.
+    An image is squashed to `size`, not cropped. This is the only preprocessing here, while the released scripts had
+    two. [`SeedImageProcessorPil`] needs no torchvision, and its result for PIL images is PIL's own to 3e-7.
     `AutoImageProcessor` chooses between them.
     """
 
@@ -127,8 +122,8 @@ def pixel_batches(image_processor, images, batch_size: int = 32, **kwargs) -> It
 
     Args:
         images: an image (PIL, array, tensor, path or address), or lists of them. Arrays and tensors hold 0 .. 255, or
-            floats of 0 .. 1, as diffusers returns them; without `do_rescale` what the model is given.
-        kwargs: of the image processor.
+            floats of 0 .. 1, as diffusers returns them; with `do_rescale=False`, what the model is given.
+        kwargs: arguments of the image processor.
     """
     if kwargs.get("do_rescale", image_processor.do_rescale):
         images = images_as_bytes(images)
@@ -159,7 +154,7 @@ def images_as_bytes(images):
     if isinstance(images, np.ndarray) and images.dtype.kind == "f":
         return images_as_bytes(torch.from_numpy(images)).numpy()
     if isinstance(images, torch.Tensor):
-        images = images.detach().cpu()  # image processors work there
+        images = images.detach().cpu()  # because image processors work on the CPU
     if not (isinstance(images, torch.Tensor) and images.is_floating_point() and images.numel()):
         return images
     if images.min() < 0:

@@ -1,4 +1,4 @@
-"""SEED's processor: words, images and codes to the token ids of a language model, and back."""
+"""SEED's processor, which turns words, images and codes into the token ids of a language model, and back."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,34 +28,51 @@ class SeedProcessorKwargs(ProcessingKwargs, total=False):
 
 class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
     """
-    Words and any number of images, interleaved, as token ids: `<img>`, the image's codes, `</img>` among the words.
+    Processor that turns words and any number of images, interleaved, into token ids, and token ids back into both.
 
-    Only this class maps codes to ids and back. The image tokenizer is loaded when images are first given, from the
-    repository that the processor was loaded from; with `codes` it is not needed.
+    An image becomes `<img>`, its codes and `</img>` among the words. Only this class maps codes to ids and back. The
+    image tokenizer is loaded when images are first given, from the repository that the processor was loaded from; for
+    `codes` it is not needed.
 
     Args:
-        image_processor: [`SeedImageProcessor`].
-        tokenizer: the text model's, extended by `extend_tokenizer`; it is made to pad on the left.
+        image_processor: the [`SeedImageProcessor`].
+        tokenizer: the text model's tokenizer, extended by `extend_tokenizer`. It is made to pad on the left.
         image_repository, decoder_repository: where the image tokenizer and the Stable Diffusion decoder lie: a folder
-            relative to the processor's, or a Hub id. In `processor_config.json` they are called `image_tokenizer` and
-            `decoder`, and [`SeedPipeline`] reads them, too. None keeps what a saved file says, or else the default.
-        num_codes, codebook_size: of the image tokenizer.
-        image_tokenizer_hash: [`SeedModel.codes_hash`] of the image tokenizer that the language model was trained with;
-            another one is refused. None allows any.
-        caption_prompt, question_prompt, drawing_prompt: the paper's (section 4); the trained model knows no others.
-        max_caption_tokens, max_answer_tokens: longest caption and answer; longer ones are cut (our choice).
-        guidance_scale, num_inference_steps: how the diffusion draws; None keeps what a saved file says, or else the
+            relative to the processor's, or a Hub id. `processor_config.json` calls them `image_tokenizer` and
+            `decoder`; [`SeedPipeline`] reads them there. None keeps what a saved file says, or else the default.
+        num_codes, codebook_size: how many codes an image has, and from how many each is chosen.
+        image_tokenizer_hash: the [`SeedModel.codes_hash`] of the image tokenizer that the language model was trained
+            with. Another image tokenizer is refused. None accepts every one.
+        caption_prompt, question_prompt, drawing_prompt: the paper's prompts (section 4). A trained model knows only the
+            prompts it was trained with.
+        max_caption_tokens, max_answer_tokens: the longest caption and answer. Longer ones are cut (our choice).
+        guidance_scale, num_inference_steps: how diffusion draws. None keeps what a saved file says, or else the
             pipeline's default.
-        token_guidance_scale, token_temperature: how the language model writes codes; None keeps what is there, too.
-        chat_template: a Jinja template, or several by name. If None, the one of `question_chat_template` is "default"
-            and INSTRUCTION_CHAT_TEMPLATE is "instruction".
+        token_guidance_scale, token_temperature: how the language model writes codes. None keeps what a saved file says.
+        chat_template: a Jinja template, or several by name. None gives two: "default", which `question_chat_template`
+            makes, and "instruction", which is INSTRUCTION_CHAT_TEMPLATE.
 
     Raises:
-        ValueError: the tokenizer's visual tokens are missing or not contiguous.
+        ValueError: the tokenizer's visual tokens are missing or not contiguous; `question_prompt` has no `{}`.
+
+    Example:
+
+        ```python
+        import torch
+
+        import seed
+        from seed.data import shipped_pictures
+
+        processor = seed.SeedProcessor.from_pretrained(seed.default_model())
+        codes = processor.tokenize_images(shipped_pictures()[:1])  # (1, 32), int64
+        inputs = processor(text="Look: <image>", codes=codes)  # or images=...; input_ids, attention_mask
+        words, image = processor.post_process_multimodal_output(inputs["input_ids"])[0]
+        assert words == "Look:" and torch.equal(image, codes[0])
+        ```
     """
 
     image_token = IMAGE_PLACEHOLDER
-    unused_input_names = ["pixel_values"]  # images become codes among the ids
+    unused_input_names = ["pixel_values"]  # because images become codes among the ids
 
     def __init__(
         self,
@@ -84,7 +101,7 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
             chat_template = {"default": default, "instruction": INSTRUCTION_CHAT_TEMPLATE}
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.boi_token_id = check_visual_tokens(tokenizer, codebook_size)
-        tokenizer.padding_side = "left"  # for generation; transformers' pipelines pad by what the tokenizer says
+        tokenizer.padding_side = "left"  # for generation: transformers' own pipelines pad on the tokenizer's side
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         self.eoi_token_id = self.boi_token_id + 1
@@ -103,7 +120,7 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         self.num_inference_steps = num_inference_steps
         self.token_guidance_scale = token_guidance_scale
         self.token_temperature = token_temperature
-        # Where it was loaded from; the image tokenizer and the decoder are looked for there.
+        # The repository that the processor was loaded from, where the image tokenizer and the decoder are looked for.
         self.repository: SeedRepository | None = None
         self._device = torch.device("cpu")
         self._image_tokenizer: SeedModel | None = None
@@ -113,23 +130,27 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        """The parts that transformers saves and loads; it would count every argument named after a tokenizer, too."""
+        """
+        Return the names of the parts that transformers saves and loads.
+
+        By itself transformers would also count every argument that is named after a tokenizer.
+        """
         return ["image_processor", "tokenizer"]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """
-        Load a processor as transformers does, and remember its repository, in which the image tokenizer is found later.
+        Load a processor as transformers does, and remember its repository, where the image tokenizer is looked for.
 
         Raises:
-            ValueError: a `subfolder` of a Hub repository, in which the image tokenizer would not be found.
+            ValueError: `subfolder` names a folder of a Hub repository, where the image tokenizer would not be found.
         """
         if kwargs.get("subfolder") and Path(pretrained_model_name_or_path).is_dir():
             pretrained_model_name_or_path = Path(pretrained_model_name_or_path) / kwargs.pop("subfolder")
         elif kwargs.get("subfolder"):
             raise ValueError(
-                f"subfolder is {kwargs['subfolder']!r}; the image tokenizer and the decoder that go with a processor "
-                "are looked for at a repository's top. Download the repository and pass its folder."
+                f"subfolder is {kwargs['subfolder']!r}, but the image tokenizer and the decoder are looked for at the "
+                "top of a processor's repository. Download the repository and pass its folder."
             )
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -150,14 +171,16 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         self, save_directory: str | Path, push_to_hub: bool = False, whole: bool = False, **kwargs
     ) -> None:
         """
-        As in transformers. In another folder than the one it was loaded from, `processor_config.json` points to where
-        the image tokenizer and the decoder lie, so that what is saved reads and draws images at once.
+        Save the processor as transformers does.
+
+        In another folder than the one it was loaded from, `processor_config.json` points to where the image tokenizer
+        and the decoder lie, so that what is saved reads and draws images at once.
 
         Args:
-            push_to_hub: saves, then does what `push_to_hub` does; `kwargs` are its arguments, `repo_id` the folder's
-                name if not given.
-            whole: copies those of them that lie in local folders outside of `save_directory` into it, so that it can be
-                moved or uploaded.
+            push_to_hub: upload the processor afterwards. `kwargs` are then the arguments of the method `push_to_hub`,
+                where `repo_id` is the folder's name if it is not given.
+            whole: copy the image tokenizer and the decoder into `save_directory` if they lie in other local folders, so
+                that it can be moved or uploaded.
         """
         if push_to_hub:
             self.save_pretrained(save_directory, whole=whole)
@@ -174,12 +197,12 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
                 setattr(self, argument, pointer)
 
     def _pointer_from(self, root: Path, part: str, pointer: str | None, whole: bool) -> str | None:
-        """Return what the file in the folder `root` says about where a part lies."""
+        """Return the pointer to a part that the file in the folder `root` shall hold."""
         if (root / part).is_dir():
             return part
         found = pointer
         if self.repository is not None and root.resolve() != Path(self.repository.name).resolve():
-            if pointer == self.repository.settings().get(part):  # else it was set since, and is taken at its word
+            if pointer == self.repository.settings().get(part):  # else it was set since loading, and stays as it is
                 found = self.repository.pointer_from(root, part)
         if found is None or not whole or not (root / found).is_dir():
             return pointer if found is None else found
@@ -188,7 +211,8 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
 
     def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload SeedProcessor", **options) -> str:
         """
-        Uploads the processor, and with it the image tokenizer and the decoder if they lie in local folders;
+        Upload the processor, together with the image tokenizer and the decoder if they lie in local folders.
+
         `model.push_to_hub` into the same repository makes it complete.
 
         Args:
@@ -203,7 +227,7 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
 
     def to_dict(self) -> dict:
         models = self._image_tokenizer, self._decoder
-        self._image_tokenizer = self._decoder = None  # transformers copies all attributes deeply
+        self._image_tokenizer = self._decoder = None  # because transformers copies all attributes deeply
         try:
             values = super().to_dict()
         finally:
@@ -215,20 +239,18 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
     def to_json_file(self, json_file_path) -> None:
         """Write `processor_config.json` whole, and keep in it what only [`SeedPipeline`] has set."""
         kept = read_json(Path(json_file_path))
-        kept.pop("image_tokenizer_hash", None)  # here None means that any image tokenizer will do
+        kept.pop("image_tokenizer_hash", None)  # a hash that is None now is not written, and the old one must go
         write_json(Path(json_file_path), kept | self.to_dict())
 
     # The image tokenizer ---------------------------------------------------------------------------------------------
 
     def set_image_tokenizer(self, model: SeedModel) -> None:
         """
-        Gives the processor a loaded image tokenizer to share it, on any device, where it stays until `to` moves it.
+        Give the processor a loaded image tokenizer to share. It stays on its device until `to` moves it.
 
         Raises:
             ValueError: its codes are not those that the processor was made for.
         """
-        if not model.config.use_code_branch:
-            raise ValueError("This image tokenizer has no codebook (use_code_branch is false); load a finished one.")
         found = (model.config.num_codes, model.config.codebook_size)
         if found != (self.num_codes, self.codebook_size):
             raise ValueError(
@@ -246,7 +268,7 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
 
     def check_language_model(self, model) -> None:
         """
-        Whether a language model reads and writes the ids that this processor makes.
+        Check that a language model reads and writes the ids that this processor makes.
 
         Args:
             model: [`SeedOPTForCausalLM`] or another SEED language model, or its configuration.
@@ -271,10 +293,10 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
 
     def to(self, device: str | torch.device) -> "SeedProcessor":
         """
-        Tokenises images, and draws, on a device from now on; what is not loaded yet will be loaded there.
+        Tokenise images, and draw, on a device from now on. What is not loaded yet will be loaded there.
 
-        transformers' pipelines do not tell their processor where the model runs, so say it once:
-        `pipe.processor.to(pipe.device)`. Ids and codes are made on the CPU all the same.
+        transformers' pipelines do not tell their processor where the model runs, so call
+        `pipe.processor.to(pipe.device)` once. Ids and codes are returned on the CPU all the same.
         """
         self._device = torch.device(device)
         for part in (self._image_tokenizer, self._decoder):
@@ -284,10 +306,12 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
 
     def load_image_tokenizer(self) -> SeedModel:
         """
-        The image tokenizer, loaded in float32 when first asked for, on the CPU unless `to` named another device.
+        Return the image tokenizer.
+
+        It is loaded when first asked for, in float32, on the device that `to` has named, else on the CPU.
 
         Raises:
-            ValueError: it cannot be told where it lies, or it has other codes (see `set_image_tokenizer`).
+            ValueError: the processor does not know where it lies, or it has other codes (see `set_image_tokenizer`).
             FileNotFoundError, OSError: it is not there.
         """
         if self._image_tokenizer is None:
@@ -312,8 +336,8 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
 
         Args:
             images: an image (PIL, array, tensor, path or address), or lists of them. Arrays and tensors hold 0 .. 255,
-                or floats of 0 .. 1, as diffusers returns them; without `do_rescale` what the model is given.
-            images_kwargs: of the image processor.
+                or floats of 0 .. 1, as diffusers returns them; with `do_rescale=False`, what the model is given.
+            images_kwargs: arguments of the image processor.
         """
         codes = [torch.empty(0, self.num_codes, dtype=torch.long)]
         for pixel_values in pixel_batches(self.image_processor, images, **images_kwargs):
@@ -350,21 +374,22 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
             text: one text or a list of them; None for one `<image>` per image.
             images: one image, a list for all texts in order, or a list per text; PIL, arrays, tensors, paths,
                 addresses.
-            codes: `(images, num_codes)`, or lists of codes as of images, instead of `images`.
+            codes: the images' codes instead of `images`: `(images, num_codes)`, or lists as for `images`.
             kwargs: arguments for texts and for the image processor, flat or in `text_kwargs` and `images_kwargs`. For
-                texts: `return_tensors` ("pt", "np", or None for lists); `padding` (True pads to the longest text,
-                "max_length" to `max_length`, False not at all); `padding_side` ("left", for generation, or "right");
-                `max_length` (longer sequences are an error, for example the model's context: nothing is truncated,
-                because half an image is none); `add_special_tokens` (puts SOS before the first word, after images that
-                come before it).
+                texts these are `return_tensors` ("pt", "np", or None for lists); `padding` (True pads to the longest
+                text, "max_length" to `max_length`, False not at all); `padding_side` ("left", for generation, or
+                "right"); `max_length` (for example the model's context; longer sequences are an error and are not
+                truncated, because half an image is none); `add_special_tokens` (puts SOS before the first word, after
+                the images that come before it).
 
         Returns:
             `input_ids` and `attention_mask`, `(batch, length)`.
 
         Raises:
-            ValueError: placeholders and images disagree; codes of another shape or range; visual tokens in the text
-                that form no whole image; a text that is too long; `truncation`; an argument given twice.
-            TypeError: an unknown argument; a text of another type.
+            ValueError: there is neither text nor image; placeholders and images disagree; codes have another shape or
+                range; visual tokens in the text form no whole image; a text is too long; `truncation` is asked for; an
+                argument is given twice.
+            TypeError: an argument is unknown; a text or code has another type.
         """
         for_images = self.image_processor.valid_kwargs.__annotations__.keys() - TextKwargs.__annotations__.keys()
         known = {"text_kwargs", "images_kwargs", "common_kwargs", *TextKwargs.__annotations__, *for_images}
@@ -379,12 +404,8 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
             raise ValueError("Truncation would cut images in two; shorten the text instead.")
         rows = self.read_codes(codes, images, **images_kwargs)
         if text is None:
-            if not len(rows):
-                raise ValueError("Pass text, images or codes.")
             text = [IMAGE_PLACEHOLDER] * len(rows)
         texts = [text] if isinstance(text, str) else list(text)
-        if not texts:
-            raise ValueError("text is an empty list; expected at least one text.")
         if isinstance(text, Mapping) or not all(isinstance(sample, str) for sample in texts):
             raise TypeError("text is expected to be a text or a list of texts.")
         check_placeholders(texts, codes if images is None else images, len(rows), are_codes=images is None)
@@ -393,7 +414,7 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         for sample in texts:
             ids = self._fill(sample, image_ids)
             opens = ids[-1:] == [self.boi_token_id]
-            self.split_images(ids[:-1] if opens else ids)  # raises where visual tokens in the text form no image
+            self.split_images(ids[:-1] if opens else ids)  # raises if visual tokens in the text form no whole image
             if text_kwargs["add_special_tokens"] and (place := self._sos_place(ids)) is not None:
                 ids.insert(place, self._sos_token_id)
             sequences.append(ids)
@@ -415,14 +436,14 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
             ValueError: there is no sequence, or one is longer than `max_length`.
         """
         if not sequences:
-            raise ValueError("There is nothing to make a prompt of: no text, image or question was given.")
+            raise ValueError("There is nothing to make a prompt of: give at least one text, image or question.")
         lengths = [len(ids) for ids in sequences]
         if max_length is not None and max(lengths) > max_length:
             raise ValueError(
                 f"Text {lengths.index(max(lengths))} has {max(lengths)} tokens with its images, more than the "
                 f"{max_length} that fit; shorten it, or give it fewer images ({self.num_codes + 2} tokens each)."
             )
-        # transformers would advise to pad while encoding, which cannot be done with codes.
+        # transformers would warn that padding while encoding is faster, which is not possible with codes.
         self.tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
         padded = self.tokenizer.pad(
             {"input_ids": sequences},
@@ -436,22 +457,19 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
 
     def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
         """
-        As in transformers. Templates may use `caption_prompt` and `question_prompt` beside its own variables.
+        Render a conversation, or tokenise it, as transformers does.
 
-        Images of the conversation may be given as codes instead, `{"type": "image", "codes": ...}`, as `instruction`
-        data has them; then all of them.
+        Templates may use `caption_prompt` and `question_prompt` beside transformers' own variables. Two come with the
+        processor. "default" speaks the paper's prompts: words about an image are a question, an image alone asks for
+        its caption. "instruction" is `USER: ... ASSISTANT: ...`, for models that were tuned on that. To label the
+        assistant's tokens call `instruction_example`, not `return_assistant_tokens_mask`.
 
-        Two come with the processor. "default" speaks the paper's prompts: words about an image are a question, an
-        image alone asks for its caption. "instruction" is `USER: ... ASSISTANT: ...`, for models tuned on that.
+        The images of a conversation may be given by their codes, `{"type": "image", "codes": ...}`, as in the data for
+        `instruction_example`. Then all of them must be.
 
         Raises:
-            ValueError: the processor has no template of that name; some images are codes and some are not;
-                `return_assistant_tokens_mask`.
+            ValueError: the processor has no template of that name; some images are given as codes and some are not.
         """
-        if kwargs.get("return_assistant_tokens_mask"):
-            raise ValueError(
-                "return_assistant_tokens_mask is not supported; instruction_example labels the assistant's tokens."
-            )
         named = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         if chat_template is not None and chat_template not in named and "{" not in chat_template:
             raise ValueError(
@@ -463,7 +481,7 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         if kwargs.get("tokenize"):
             several = len(conversation) > 0 and not isinstance(conversation[0], dict)
             codes = [row for messages in (conversation if several else [conversation]) for row in given_codes(messages)]
-            if codes:  # transformers 5.17 reads either of both: the processor's own arguments, or what is given flat
+            if codes:  # transformers 5.17 reads either `processor_kwargs` or what is given flat, not both
                 flat = {name: kwargs.pop(name) for name in _TOKENIZER_ARGUMENTS if name in kwargs}
                 kwargs["processor_kwargs"] = {"codes": codes} | flat | (kwargs.get("processor_kwargs") or {})
         return super().apply_chat_template(conversation, chat_template=chat_template, **prompts | kwargs)
@@ -479,7 +497,7 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
         **decode_kwargs,
     ) -> list:
         """
-        What a model has written.
+        Turn the ids that a model has written into words, codes or pictures.
 
         Args:
             generated_outputs: ids, `(batch, length)`, `(length,)` or lists; with or without the prompt.
@@ -488,10 +506,10 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
                 `(num_codes,)`, in order. "text" or None gives a text per row, without its images, as transformers'
                 pipelines expect. "image" draws each row's last image, a PIL image per row (`image_codes` and `draw`).
             allow_incomplete: give the codes of an image that was cut short, fewer than `num_codes`, instead of raising.
-            decode_kwargs: of the tokenizer's `decode`.
+            decode_kwargs: arguments of the tokenizer's `decode`.
 
         Raises:
-            ValueError: an image that is cut short or misplaced; no image in mode "image"; an unknown mode.
+            ValueError: an image is cut short or misplaced; a row has no image in mode "image"; the mode is unknown.
         """
         rows = id_rows(generated_outputs)
         decode_kwargs["skip_special_tokens"] = skip_special_tokens
@@ -506,25 +524,30 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
 
     def draw(self, codes: torch.LongTensor, **kwargs) -> list:
         """
-        Draw PIL images of codes, `(batch, num_codes)`, by the repository's decoder, which is loaded when first needed.
+        Draw codes, `(batch, num_codes)`, with the repository's decoder, which is loaded when first needed.
 
         Args:
-            kwargs: of [`draw_codes`](decoder_seed.py): `generator`, `num_inference_steps`, `guidance_scale`, ...
+            kwargs: arguments of [`draw_codes`](decoder_seed.py), such as `generator`, `num_inference_steps` and
+                `guidance_scale`.
+
+        Returns:
+            A PIL image per row, or what `output_type` asks for.
 
         Raises:
             ValueError: the processor was not loaded from a repository.
         """
         if self.repository is None:
-            raise ValueError("This processor was not loaded from a repository: draw with SeedPipeline(codes=...).")
+            raise ValueError(
+                "This processor was not loaded from a repository, so it does not know its decoder: draw with a "
+                "SeedPipeline instead, pipeline(codes=...)."
+            )
         from .decoder_seed import draw_codes, load_decoder  # imports diffusers, which nothing else here needs
 
         settings = self.repository.settings()
         if self._decoder is None:
             pointer, folder = self.decoder_repository, None
-            if pointer not in (
-                None,
-                settings.get("decoder"),
-            ):  # set since; a pointer all the same, not a path from here
+            # A pointer that was set since loading starts at the repository all the same, not at the working directory.
+            if pointer is not None and pointer != settings.get("decoder"):
                 folder = self.repository.follow(pointer, ["model_index.json", *DECODER_PARTS])
             decoder = load_decoder(self.repository, self.load_image_tokenizer(), folder, torch.float32)
             decoder.set_progress_bar_config(disable=True)
@@ -537,7 +560,7 @@ class SeedProcessor(ProcessorMixin, SeedSequencesMixin):
     def post_process_image_text_to_text(
         self, generated_outputs, skip_special_tokens: bool = True, **kwargs
     ) -> list[str]:
-        """A text per row, without its images: what transformers' pipeline "image-text-to-text" asks for."""
+        """Return a text per row, without its images, as transformers' pipeline "image-text-to-text" wants it."""
         return self.post_process_multimodal_output(generated_outputs, skip_special_tokens, None, **kwargs)
 
     def _decode_parts(self, parts: list[tuple[str, list[int]]], decode_kwargs: dict) -> list:

@@ -1,24 +1,24 @@
-"""Makes transformers' Auto classes know SEED after `import seed`, without importing transformers or torch for it."""
+"""Registration with transformers' Auto classes and pipelines after `import seed`, which imports neither for it."""
 
 import contextlib
 import importlib.abc
 import importlib.util
 import sys
 
-# Modules of transformers that hold the Auto classes, and the one that holds the pipelines' registry.
+# The modules of transformers that hold the Auto classes, and the one that holds the registry of pipelines.
 _AUTO = "transformers.models.auto."
 _AUTO_MODULES = {
     _AUTO + name for name in ("configuration_auto", "modeling_auto", "image_processing_auto", "processing_auto")
 }
 _PIPELINE_MODULES = {"transformers.pipelines"}
-# Modules of these packages import the Auto classes and each other in many orders, so we register when no import among
-# them is under way any more: what registering imports is then never half loaded.
+# Modules of these packages import the Auto classes and each other in many orders. We register when none of them is
+# still being imported, so that what registering imports is never half loaded.
 _WATCHED = ("transformers.", f"{__package__}.")
 _done: set[str] = set()
 
 
 def register_auto_classes() -> None:
-    """Registers SEED's classes with every Auto class. `import seed` does it by itself as soon as one is imported."""
+    """Register SEED's classes with the Auto classes. After `import seed` this happens as soon as one is imported."""
     from transformers import (
         AutoConfig,
         AutoImageProcessor,
@@ -47,7 +47,7 @@ def register_auto_classes() -> None:
         for auto in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
             auto.register(config, language_model, exist_ok=True)
         AutoProcessor.register(config, SeedProcessor, exist_ok=True)
-        # Where Trainer looks whether label smoothing has to shift the labels.
+        # Trainer looks here whether label smoothing has to shift the labels.
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type] = language_model.__name__
     # Some releases of transformers refuse every use of AutoImageProcessor where torchvision is not installed.
     with contextlib.suppress(ImportError):
@@ -60,8 +60,9 @@ def register_auto_classes() -> None:
 
 def register_pipelines() -> None:
     """
-    Registers the task "text-to-image"; "image-text-to-text" and "any-to-any" are transformers' own and find SEED by the
-    Auto classes. `import seed` does it by itself as soon as transformers' pipelines are imported.
+    Register the task "text-to-image". After `import seed` this happens as soon as transformers' pipelines are imported.
+
+    "image-text-to-text" and "any-to-any" are transformers' own, and find SEED by the Auto classes.
     """
     from transformers import AutoModelForCausalLM
     from transformers.pipelines import PIPELINE_REGISTRY
@@ -77,7 +78,7 @@ def register_pipelines() -> None:
 
 
 def register_on_import() -> None:
-    """Registers now what transformers has imported already, and the rest when it does."""
+    """Register with what transformers has imported already, and with the rest when it is imported."""
     waiting = [(_AUTO_MODULES, register_auto_classes), (_PIPELINE_MODULES, register_pipelines)]
     finder = _AfterImport(waiting)
     sys.meta_path.insert(0, finder)
@@ -86,10 +87,10 @@ def register_on_import() -> None:
 
 class _AfterImport(importlib.abc.MetaPathFinder):
     """
-    Lets the import system load modules as ever, and registers when all is ready.
+    Import hook that lets modules load as usual, and registers SEED when nothing is half loaded.
 
     Args:
-        waiting: pairs of modules, of which one must be imported, and the function to call then.
+        waiting: pairs of a set of modules and a function, which is called once one of the modules is imported.
     """
 
     def __init__(self, waiting: list) -> None:
@@ -110,7 +111,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
     def register_ready(self) -> None:
         for entry in [entry for entry in self.waiting if entry[0] & sys.modules.keys()]:
-            # Registering imports modules itself, and so comes here again.
+            # Registering imports modules, and so comes here again.
             if entry in self.waiting:
                 self.waiting.remove(entry)
                 entry[1]()

@@ -1,4 +1,4 @@
-"""Where the parts of a SEED repository lie: folders beside the checkpoint, or pointers to other repositories."""
+"""SEED repositories: their parts lie in folders beside the checkpoint, or in other repositories that it points to."""
 
 import os
 import re
@@ -14,10 +14,10 @@ from .files_seed import CONFIG_FILE, read_json
 
 IMAGE_TOKENIZER_FOLDER = "image_tokenizer"
 DECODER_FOLDER = "decoder"
-# Holds the pointers to both folders, which may be ids of other repositories, and the settings to draw with. In a
-# repository with a language model it also holds everything else that SeedProcessor stores.
+# This file holds the pointers to both folders, which may be ids of other repositories, and the settings to draw with.
+# Beside a language model it also holds everything else that SeedProcessor stores.
 POINTER_FILE = "processor_config.json"
-# In the image tokenizer's folder: what `seed demo` chooses the nearest captions from, one per line, UTF-8.
+# This file in the image tokenizer's folder holds the captions that `seed demo` chooses from, one per line, in UTF-8.
 CAPTIONS_FILE = "captions.txt"
 DECODER_PARTS = ("unet/", "vae/", "scheduler/", "text_encoder/", "tokenizer/")
 _WEIGHT_SUFFIXES = {".safetensors", ".bin", ".ckpt", ".h5", ".msgpack", ".onnx", ".pb", ".pt", ".pth"}
@@ -29,7 +29,8 @@ class SeedRepository:
     A SEED repository: a local folder or a Hub id, with the options that the Hub is asked with.
 
     Args:
-        name: a local folder, kept as its absolute path so that it is right wherever the process goes, or a Hub id.
+        name: a local folder or a Hub id. A folder is kept as its absolute path, which stays right when the working
+            directory changes.
         revision, token, cache_dir, local_files_only: as in `huggingface_hub`.
     """
 
@@ -45,7 +46,7 @@ class SeedRepository:
 
     @property
     def is_local(self) -> bool:
-        """Whether the repository is a folder on this machine."""
+        """True if the repository is a folder on this machine."""
         return Path(self.name).is_dir()
 
     @property
@@ -64,7 +65,7 @@ class SeedRepository:
 
         Raises:
             FileNotFoundError: `name` is neither a folder nor a possible Hub id.
-            OSError: the Hub does not give the files.
+            OSError: the files cannot be downloaded from the Hub.
         """
         if self.is_local:
             return Path(self.name)
@@ -74,7 +75,7 @@ class SeedRepository:
                 options = {key: value for key, value in self.hub_options.items() if key in ("revision", "token")}
                 files = HfApi().repo_info(self.name, timeout=10, **options).siblings
                 spare = {"ignore_patterns": spare_weights([file.rfilename for file in files], variant)}
-            except Exception:  # offline, with any HTTP library; the next lines say whether the files are there
+            except Exception:  # every HTTP library has its own error for "offline"; the next lines find what is there
                 pass
         try:
             return Path(snapshot_download(self.name, allow_patterns=patterns, **spare, **self.hub_options))
@@ -84,7 +85,7 @@ class SeedRepository:
             ) from error
         except OSError as error:
             raise OSError(
-                f"{self.name!r} is no folder here, and no repository of that id could be fetched from the Hub: {error}"
+                f"{self.name!r} is no folder here, and could not be downloaded from the Hub: {error}"
             ) from error
 
     def settings(self) -> dict:
@@ -96,14 +97,14 @@ class SeedRepository:
         return read_json(self.fetch(["*.json"]) / CONFIG_FILE).get("model_type")
 
     def has_language_model(self) -> bool:
-        """Say whether the root holds a language model, or only an image tokenizer or nothing."""
+        """Return whether the root holds a language model, rather than an image tokenizer or nothing."""
         return self.model_type() not in (None, "seed")
 
     def image_tokenizer_folder(self) -> Path:
         """
-        Return the folder of the image tokenizer (weights, image processor, text tokenizer), downloaded if necessary.
+        Return the folder of the image tokenizer (weights, image processor, text tokenizer). Download it if necessary.
 
-        The repository may have a folder `image_tokenizer`, a pointer to another one, or be an image tokenizer itself.
+        The repository has a folder `image_tokenizer`, or a pointer to another one, or is an image tokenizer itself.
 
         Raises:
             FileNotFoundError: the repository has no image tokenizer.
@@ -119,14 +120,14 @@ class SeedRepository:
         variant: str | None = None,
     ) -> Path:
         """
-        Return the folder of the Stable Diffusion model that this repository draws with, downloaded if necessary.
+        Return the folder of the Stable Diffusion model that this repository draws with. Download it if necessary.
 
         Args:
-            decoder: use this one instead of the one that the repository names: a folder, which counts before a folder
-                of that name in the repository, a pointer (see `follow`), or a Hub id. If the folder is itself a SEED
-                repository, its decoder is used.
-            parts: the sub-folders that are needed; others are not downloaded.
-            variant: of the weights, for example "fp16"; others are not downloaded.
+            decoder: the decoder to use instead of the one that the repository names: a folder, which comes before a
+                folder of that name in the repository, a pointer (see `follow`), or a Hub id. If the folder is itself a
+                SEED repository, its decoder is used.
+            parts: the sub-folders that are needed. Others are not downloaded.
+            variant: the variant of the weights, for example "fp16". Others are not downloaded.
 
         Raises:
             FileNotFoundError: the repository has no decoder, and none is given.
@@ -144,8 +145,8 @@ class SeedRepository:
         repository, or a folder in another repository ("organisation/name/folder").
 
         Args:
-            parts: the files and folders below it that are needed; "" is all of it.
-            variant: of the weights.
+            parts: the files and folders below it that are needed; "" means all of it.
+            variant: the variant of the weights.
 
         Raises:
             FileNotFoundError: the pointer is the default folder, and the repository has none.
@@ -170,7 +171,7 @@ class SeedRepository:
 
     def pointer_from(self, start: str | Path, part: str) -> str | None:
         """
-        Return the pointer that another repository, in the folder `start`, writes to have a part of this one.
+        Return the pointer by which another repository, in the folder `start`, can use a part of this one.
 
         Only JSON files are downloaded.
 
@@ -179,8 +180,8 @@ class SeedRepository:
             part: IMAGE_TOKENIZER_FOLDER or DECODER_FOLDER.
 
         Returns:
-            For a folder its path relative to `start`, so that both can be moved together; else the Hub id, followed by
-            the folder in that repository if it is not all of it. None if there is no such part.
+            For a local folder, its path relative to `start`, so that both can be moved together. Otherwise the Hub id,
+            followed by the folder in that repository unless it is the whole. None if there is no such part.
         """
         folder = self.fetch(["*.json"])
         is_the_part = part == IMAGE_TOKENIZER_FOLDER and self.model_type() == "seed"
@@ -198,10 +199,11 @@ class SeedRepository:
 
 def spare_weights(files: list[str], variant: str | None) -> list[str]:
     """
-    Name the weights of a repository that nothing here reads.
+    Return those weights of a repository that nothing here reads.
 
-    Where there are safetensors of the variant that is asked for (else without a variant, else of any), these are the
-    weights of other variants and formats, of which Stable Diffusion's repositories hold gigabytes.
+    In each folder, the safetensors of the wanted variant are kept; if there are none, those without a variant; if there
+    are none either, all safetensors. The other files are returned: repositories of Stable Diffusion hold gigabytes of
+    other variants and formats.
     """
     folders: dict[str, list[PurePath]] = {}
     for file in map(PurePath, files):
@@ -233,10 +235,11 @@ def push_folder(
     create_pr: bool = False,
 ) -> str:
     """
-    Upload a whole folder with its sub-folders, which transformers' `push_to_hub` leaves out. The arguments are its own.
+    Upload a whole folder with its sub-folders, which transformers' `push_to_hub` leaves out.
 
     Args:
-        save: is called with a folder, and writes into it what is uploaded.
+        save: writes what is uploaded into the folder that it is called with. The other arguments are those of
+            transformers' `push_to_hub`.
 
     Returns:
         The address of the commit.
@@ -263,7 +266,7 @@ def _create_branch(api: HfApi, repo_id: str, branch: str, token: bool | str | No
     try:
         api.create_branch(repo_id, branch=branch, token=token, exist_ok=True)
     except HfHubHTTPError as error:
-        # The repository is somebody else's; a pull request may be opened all the same.
+        # Somebody else's repository allows no new branch, but a pull request may be opened all the same.
         if not (create_pr and error.response is not None and error.response.status_code == 403):
             raise
 

@@ -1,15 +1,15 @@
 """
 The sequences of SEED's language models, as token ids: what they are trained on, and the prompts they answer.
 
-After the paper's Figure 4, with the tokenizer's SOS and EOS (both are `</s>` in OPT):
+They follow the paper's Figure 4, with the tokenizer's SOS and EOS (both are `</s>` in OPT):
 
     image to text   <img> codes </img> </s>A photo of CAPTION</s>
     question        <img> codes </img> </s>Question: Q Short answer A</s>
     text to image   </s>Generate an image CAPTION</s><img> codes </img>
-    document        words and images as they come, then </s>
+    document        words and images in the document's order, then </s>
 
-One rule places SOS everywhere: once per sequence, before its first word. Words are encoded in one way for training and
-for generation (the prompt, then the answer with a space before it), so a prompt's ids begin the example's ids.
+One rule places SOS everywhere: once per sequence, before its first word. Training and generation encode words in the
+same way (the prompt, then the answer with a space before it), so the ids of an example begin with those of its prompt.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from transformers import BatchFeature
 
 from .vocabulary_seed import IMAGE_PLACEHOLDER, SeedVocabularyMixin
 
-# No loss at this position; what PyTorch's cross-entropy and transformers ignore.
+# The label of a position without loss, which PyTorch's cross-entropy and transformers ignore.
 IGNORED = -100
 
 
@@ -28,30 +28,35 @@ class SeedSequencesMixin(SeedVocabularyMixin):
     """
     The part of [`SeedProcessor`] that makes sequences from words and codes. It needs no image tokenizer.
 
-    Examples are `{"input_ids": list[int], "labels": list[int]}`, unpadded; labels are aligned with the ids (the model
-    shifts them) and -100 where there is no loss. `codes` of one image are a list, an array or a tensor `(num_codes,)`.
+    Examples are `{"input_ids": list[int], "labels": list[int]}`, unpadded. Labels are aligned with the ids (the model
+    shifts them) and are -100 where there is no loss. The codes of one image are a list, an array or a tensor,
+    `(num_codes,)`.
     """
 
     # Training --------------------------------------------------------------------------------------------------------
 
     def caption_example(self, codes, caption: str) -> dict[str, list[int]]:
-        """Image to text: loss on the caption and EOS."""
+        """Make an example that goes from image to text, with loss on the caption and EOS."""
         prompt = self._caption_prompt(codes)
         return self._example((prompt, False), (self._answer(caption, "caption"), True))
 
     def drawing_example(self, caption: str, codes) -> dict[str, list[int]]:
-        """Text to image: loss on the codes and `</img>`. An empty caption gives the unconditional sequence."""
+        """
+        Make an example that goes from text to image, with loss on the codes and `</img>`.
+
+        An empty caption gives the unconditional sequence, against which token guidance works.
+        """
         prompt = self._drawing_prompt(caption)
         return self._example((prompt, False), (self.image_ids(codes)[1:], True))  # the prompt ends with <img>
 
     def question_example(self, codes, question: str, answer: str) -> dict[str, list[int]]:
-        """Question about an image: loss on the answer and EOS."""
+        """Make an example of a question about an image, with loss on the answer and EOS."""
         prompt = self._question_prompt(codes, question)
         return self._example((prompt, False), (self._answer(answer, "answer"), True))
 
     def document_example(self, segments: Sequence) -> dict[str, list[int]]:
         """
-        An interleaved document: loss on everything but SOS.
+        Make an example of an interleaved document, with loss on everything but SOS.
 
         Args:
             segments: texts and codes of images, `(num_codes,)` each, in any order. Texts are encoded as they are.
@@ -65,16 +70,18 @@ class SeedSequencesMixin(SeedVocabularyMixin):
 
     def instruction_example(self, messages: Sequence[dict], chat_template: str | None = None) -> dict[str, list[int]]:
         """
-        A conversation: loss on the assistant's turns (up to EOS).
+        Make an example of a conversation, with loss on the assistant's turns up to EOS.
 
         Args:
-            messages: `{"role": "user" | "assistant" | "system", "content": ...}`; the content is a text, or a list of
-                `{"type": "text", "text": ...}` and `{"type": "image", "codes": ...}`. Ends with the assistant.
-            chat_template: as of `apply_chat_template`, which makes the prompts at generation.
+            messages: `{"role": "user" | "assistant" | "system", "content": ...}`, of which the assistant's is the last.
+                The content is a text, or a list of `{"type": "text", "text": ...}` and
+                `{"type": "image", "codes": ...}`.
+            chat_template: the template that `apply_chat_template` takes; it makes the prompts at generation.
 
         Raises:
-            ValueError: no turn of the assistant or none at the end; an image without codes; words that spell visual
-                tokens; a template in which a longer conversation does not begin like a shorter one.
+            ValueError: the conversation does not begin with another role and end with the assistant; an image has no
+                codes; words spell visual tokens; the template lets a longer conversation begin differently than a
+                shorter one, or leaves out images.
         """
         messages = list(messages)
         if not messages or messages[-1].get("role") != "assistant" or messages[0].get("role") == "assistant":
@@ -83,7 +90,7 @@ class SeedSequencesMixin(SeedVocabularyMixin):
                 f"The conversation's roles are {roles}; it must begin with 'user' and end with 'assistant'."
             )
         images = iter([self.image_ids(codes) for codes in _codes_of(messages)])
-        encode = partial(self.encode_words, special_tokens=True)  # the template's own
+        encode = partial(self.encode_words, special_tokens=True)  # because the template writes such tokens
         parts, done = [], ""
         for turn, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -106,20 +113,20 @@ class SeedSequencesMixin(SeedVocabularyMixin):
 
     def caption_prompts(self, images=None, codes=None) -> BatchFeature:
         """
-        Prompts that ask for captions: `input_ids` and `attention_mask`, `(batch, length)`, padded on the left.
+        Make prompts that ask for captions: `input_ids` and `attention_mask`, `(batch, length)`, padded on the left.
 
         Args:
             images: one or more images; or
-            codes: `(batch, num_codes)`.
+            codes: their codes, `(batch, num_codes)`.
         """
         return self.pad_ids([self._caption_prompt(row) for row in self.read_codes(codes, images)])
 
     def question_prompts(self, questions: str | Sequence[str], images=None, codes=None) -> BatchFeature:
         """
-        Prompts that ask questions about images, one each; as `caption_prompts`.
+        Make prompts that ask questions, one for each image, in the form of `caption_prompts`.
 
         Raises:
-            ValueError: as many questions as images are needed.
+            ValueError: there are not as many questions as images.
         """
         questions = [questions] if isinstance(questions, str) else list(questions)
         rows = self.read_codes(codes, images)
@@ -128,12 +135,12 @@ class SeedSequencesMixin(SeedVocabularyMixin):
         return self.pad_ids([self._question_prompt(row, question) for row, question in zip(rows, questions)])
 
     def drawing_prompts(self, texts: str | Sequence[str]) -> BatchFeature:
-        """Prompts that ask for drawings; they end with `<img>`. As `caption_prompts`."""
+        """Make prompts that ask for drawings, in the form of `caption_prompts`. They end with `<img>`."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         return self.pad_ids([self._drawing_prompt(text) for text in texts])
 
     def unconditional_prompt(self) -> torch.LongTensor:
-        """`(1, length)`: the drawing prompt without a caption, for guidance on tokens."""
+        """Make the drawing prompt without a caption, `(1, length)`, for guidance on tokens."""
         return torch.tensor([self._drawing_prompt("")])
 
     # Parts -----------------------------------------------------------------------------------------------------------
@@ -146,8 +153,6 @@ class SeedSequencesMixin(SeedVocabularyMixin):
         return [*self.image_ids(codes), self._sos_token_id, *self.encode_words(words)]
 
     def _drawing_prompt(self, caption: str) -> list[int]:
-        if not isinstance(caption, str):
-            raise TypeError(f"The caption is a {type(caption).__name__}; expected a text.")
         words = self.encode_words(self.drawing_prompt)
         if caption.strip():
             words += self.encode_words(" " + caption.strip())
@@ -157,7 +162,7 @@ class SeedSequencesMixin(SeedVocabularyMixin):
         return [*self.encode_words(" " + _require_text(text, name)), self._eos_token_id]
 
     def _example(self, *parts: tuple[list[int], bool], add_sos: bool = False) -> dict[str, list[int]]:
-        """Joins ids, each part with or without loss."""
+        """Join parts, each of them ids and whether they have loss, to an example."""
         ids = [token for part, _ in parts for token in part]
         labels = [token if learnt else IGNORED for part, learnt in parts for token in part]
         if add_sos and (place := self._sos_place(ids)) is not None:
@@ -166,17 +171,19 @@ class SeedSequencesMixin(SeedVocabularyMixin):
         return {"input_ids": ids, "labels": labels}
 
     def _sos_place(self, ids: list[int]) -> int | None:
-        """Where SOS belongs: before the first word, or where words would come; None if it is there already."""
+        """Return where SOS belongs: before the first word, or where words would come. None if it is there already."""
         end = len(ids) - 1 if ids and ids[-1] == self.boi_token_id else len(ids)
         place = next((place for place, token in enumerate(ids) if token < self.boi_token_id), end)
         return None if place < len(ids) and ids[place] == self._sos_token_id else place
 
     def _fill(self, text: str, images, encode=None) -> list[int]:
         """
-        Ids of a text in which placeholders stand for images; takes as many from `images`, which are ids.
+        Return the ids of a text, in which every placeholder is replaced by the next image.
 
         Args:
-            encode: ids of the words between them; None: as the tokenizer does, which reads visual tokens in them, too.
+            images: an iterator over the ids of images.
+            encode: gives the ids of the words between them. None takes the tokenizer, which reads visual tokens that
+                are spelled out among the words.
         """
         encode = encode or (lambda words: self.tokenizer.encode(words, add_special_tokens=False))
         words = text.split(IMAGE_PLACEHOLDER)
@@ -204,14 +211,14 @@ class SeedSequencesMixin(SeedVocabularyMixin):
 
 
 def given_codes(messages: list[dict]) -> list:
-    """Codes of a conversation's images, in order; none if its images are given otherwise."""
+    """Return the codes of a conversation's images, in order, or nothing if its images are given otherwise."""
     contents = [message.get("content") for message in messages]
     parts = [part for content in contents if isinstance(content, (list, tuple)) for part in content]
     return _codes_of(messages) if any(part.get("codes") is not None for part in parts) else []
 
 
 def _codes_of(messages: list[dict]) -> list:
-    """Codes of a conversation's images, in order."""
+    """Return the codes of a conversation's images, in order. All of them must have codes."""
     found = []
     for message in messages:
         content = message.get("content")

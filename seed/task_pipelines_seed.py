@@ -18,10 +18,10 @@ from .repository_seed import push_folder
 
 class SeedTextToImagePipeline(Pipeline):
     """
-    `pipeline("text-to-image", model=...)`: words in, PIL images out.
+    The pipeline of `pipeline("text-to-image", model=...)`, which takes words and returns PIL images.
 
-    The language model writes codes, and the repository's Stable Diffusion decoder draws them ([`SeedPipeline`], which
-    does the work and is kept as `pipe.drawer`; it is loaded with the first drawing).
+    The language model writes codes, and the repository's Stable Diffusion decoder draws them. The [`SeedPipeline`] that
+    does this work is `pipe.drawer`, which is loaded with the first drawing.
 
     Args:
         decoder: a Stable Diffusion 1.x folder or Hub id to use instead of the one that the repository names, or a
@@ -44,10 +44,10 @@ class SeedTextToImagePipeline(Pipeline):
 
     @property
     def drawer(self) -> SeedPipeline:
-        """What draws. Its scheduler and other parts may be changed."""
+        """The [`SeedPipeline`] that draws. Its scheduler and other parts may be changed."""
         if self._drawer is None:
             drawer = self._decoder if isinstance(self._decoder, SeedPipeline) else self._load_drawer()
-            # Moved without the language model, which is where it belongs: that may be several devices.
+            # The language model is left out of the move, because it may be spread over several devices.
             drawer = _exchange(drawer, language_model=None, processor=None).to(self.device)
             self._drawer = _exchange(drawer, language_model=self.model, processor=self.processor)
         return self._drawer
@@ -65,20 +65,22 @@ class SeedTextToImagePipeline(Pipeline):
 
     def __call__(self, inputs: str | list[str], **kwargs):
         """
-        Draws prompts.
+        Draw prompts.
 
         Args:
             inputs: a caption, or a list, dataset or generator of them; "" draws unconditionally.
-            num_images_per_prompt: drawings per caption (1).
-            num_inference_steps, guidance_scale: of the diffusion; the repository's settings if not given.
-            token_guidance_scale, token_temperature: of the language model; likewise.
+            num_images_per_prompt: the number of drawings per caption (1 by default).
+            num_inference_steps, guidance_scale: the steps and the guidance of diffusion; the repository's settings by
+                default.
+            token_guidance_scale, token_temperature: the guidance and the temperature at which the language model
+                writes codes; the repository's settings by default.
             seed: makes drawings repeatable, and independent of the batch they are made in: image k of any caption
                 starts from `seed + k`.
             generator: a `torch.Generator` instead of `seed`, or for a single caption a list with one per image.
-            height, width: in pixels.
-            progress: whether to show diffusion's progress bar (True).
-            generate_kwargs: of the language model's `generate`, such as `{"do_sample": True, "top_k": 50}`.
-            batch_size: captions drawn at once (1).
+            height, width: the size of the drawings in pixels.
+            progress: show the progress bar of diffusion (True by default).
+            generate_kwargs: arguments of the language model's `generate`, such as `{"do_sample": True, "top_k": 50}`.
+            batch_size: the number of captions that are drawn at once (1 by default).
 
         Returns:
             A PIL image per caption, or a list of them where `num_images_per_prompt` is more than 1.
@@ -102,8 +104,6 @@ class SeedTextToImagePipeline(Pipeline):
         given = {name: value for name, value in locals().items() if name != "self" and value is not None}
         if "seed" in given and "generator" in given:
             raise ValueError("Pass either seed or generator, not both.")
-        if given.get("num_images_per_prompt", 1) < 1:
-            raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; expected 1 or more.")
         single = {"single": num_images_per_prompt == 1} if num_images_per_prompt is not None else {}
         return {}, given, single
 
@@ -140,15 +140,16 @@ class SeedTextToImagePipeline(Pipeline):
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         """
-        Saves a whole repository: language model, processor, image tokenizer, decoder, and the code of all of them, so
-        that `pipeline("text-to-image", model=save_directory, trust_remote_code=True)` works where this package is not
-        installed.
+        Save a whole repository: language model, processor, image tokenizer, decoder, and the code of all of them.
+
+        So `pipeline("text-to-image", model=save_directory, trust_remote_code=True)` works without this package.
 
         Args:
-            kwargs: of the language model's `save_pretrained` (`max_shard_size`).
+            kwargs: arguments of the language model's `save_pretrained` (`max_shard_size`).
 
         Raises:
-            ValueError: as [`SeedPipeline.save_pretrained`]; asked to push.
+            ValueError: the language model was trained with another image tokenizer, or one of other precision;
+                `push_to_hub` is asked for.
         """
         if kwargs.pop("push_to_hub", False):
             raise ValueError("Save first, then push with pipe.push_to_hub(repo_id).")
@@ -162,7 +163,7 @@ class SeedTextToImagePipeline(Pipeline):
 
     def push_to_hub(self, repo_id: str, *, commit_message: str = "Upload SeedTextToImagePipeline", **options) -> str:
         """
-        Uploads what `save_pretrained` saves, a whole repository.
+        Upload what `save_pretrained` saves, a whole repository.
 
         Args:
             options: `commit_description`, `private`, `token`, `revision` and `create_pr`, as in transformers.
@@ -174,7 +175,7 @@ class SeedTextToImagePipeline(Pipeline):
 
 
 def _exchange(drawer: SeedPipeline, **parts) -> SeedPipeline:
-    """Another pipeline, of the same parts but for those given, and from the same repository."""
+    """Return a pipeline of the same repository and parts, except those that are given."""
     settings = {name: drawer.config[name] for name in SETTINGS}
     other = SeedPipeline(**drawer.components | parts, **settings)
     other._source = drawer._source
@@ -183,7 +184,7 @@ def _exchange(drawer: SeedPipeline, **parts) -> SeedPipeline:
 
 @contextlib.contextmanager
 def _naming_code(model, processor):
-    """While saving, the configurations name the files of their classes, which `trust_remote_code` then loads."""
+    """Let the configurations name the files of their classes while they are saved, for `trust_remote_code` to load."""
 
     def reference(part) -> str:
         cls = part if isinstance(part, type) else type(part)

@@ -1,4 +1,4 @@
-"""The vocabulary of words and visual tokens: codes to token ids and back, and images among the ids."""
+"""The vocabulary of words and visual tokens: it maps codes to token ids and back, and finds images among the ids."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import AddedToken, PreTrainedTokenizerBase
 
-# The placeholder for an image in text.
+# Stands for an image in a text.
 IMAGE_PLACEHOLDER = "<image>"
 BOI_TOKEN, EOI_TOKEN, CODE_TOKEN = "<img>", "</img>", "<img_{:05d}>"
 
@@ -21,12 +21,12 @@ class SeedVocabularyMixin:
     @staticmethod
     def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> PreTrainedTokenizerBase:
         """
-        Add `<img>`, `</img>` and a token per code after the text vocabulary, in place; nothing if they are there.
+        Add `<img>`, `</img>` and a token per code after the text vocabulary, in place, unless they are there already.
 
         Raises:
             ValueError: the tokenizer has some of them already, elsewhere.
         """
-        # They are not "special" tokens: those vanish when text is decoded, and with them the images.
+        # They are not "special" tokens, because those vanish when text is decoded, and the images would with them.
         tokens = [AddedToken(token, special=False, normalized=False) for token in _visual_tokens(codebook_size)]
         tokenizer.add_tokens(tokens)
         check_visual_tokens(tokenizer, codebook_size)
@@ -34,10 +34,11 @@ class SeedVocabularyMixin:
 
     def codes_to_ids(self, codes: torch.LongTensor) -> torch.LongTensor:
         """
-        Codes to token ids, of any shape.
+        Map codes to token ids, of any shape.
 
         Raises:
-            TypeError, ValueError: codes of another dtype, or outside 0 .. codebook_size - 1.
+            TypeError: the codes are no integers.
+            ValueError: a code is outside of 0 .. codebook_size - 1.
         """
         codes = _integers(codes, "codes")
         _check_range(codes, 0, self.codebook_size, "Code", f"this codebook has codes 0 .. {self.codebook_size - 1}")
@@ -45,10 +46,11 @@ class SeedVocabularyMixin:
 
     def ids_to_codes(self, ids: torch.LongTensor) -> torch.LongTensor:
         """
-        Token ids to codes, of any shape.
+        Map token ids to codes, of any shape.
 
         Raises:
-            TypeError, ValueError: ids of another dtype, or that are not codes.
+            TypeError: the ids are no integers.
+            ValueError: an id is not that of a code.
         """
         ids, first = _integers(ids, "ids"), self.first_code_token_id
         last = first + self.codebook_size - 1
@@ -56,7 +58,7 @@ class SeedVocabularyMixin:
         return ids - first
 
     def image_ids(self, codes) -> list[int]:
-        """`<img> codes </img>` of one image; codes: `(num_codes,)`."""
+        """Return the ids of `<img> codes </img>` for the codes of one image, `(num_codes,)`."""
         codes = _integers(codes, "codes")
         if codes.shape != (self.num_codes,):
             raise ValueError(f"codes of one image have shape {tuple(codes.shape)}; expected ({self.num_codes},).")
@@ -64,11 +66,11 @@ class SeedVocabularyMixin:
 
     def encode_words(self, text: str, special_tokens: bool = False) -> list[int]:
         """
-        Ids of words only.
+        Return the ids of a text that holds words only.
 
         Args:
-            special_tokens: whether "</s>" and the like in the text are tokens, as in chat templates, or words that
-                somebody wrote.
+            special_tokens: read "</s>" and the like as tokens, as a chat template means them. Otherwise they are words
+                that somebody wrote.
 
         Raises:
             ValueError: the text spells visual tokens, which would forge an image.
@@ -83,12 +85,12 @@ class SeedVocabularyMixin:
 
     def split_images(self, ids: Sequence[int], allow_incomplete: bool = False) -> list[tuple[str, list[int]]]:
         """
-        Token ids as `("words", ids)` and `("image", codes)`, in order.
+        Split token ids into `("words", ids)` and `("image", codes)`, in order.
 
         A sequence that begins with a code continues a prompt that ended with `<img>`.
 
         Raises:
-            ValueError: an image that is cut short (unless `allow_incomplete`), or visual tokens out of place.
+            ValueError: an image is cut short (unless `allow_incomplete`), or visual tokens are out of place.
         """
         boi, eoi, first = self.boi_token_id, self.eoi_token_id, self.first_code_token_id
         parts, position, ids = [], 0, [int(token) for token in ids]
@@ -108,7 +110,7 @@ class SeedVocabularyMixin:
                 position += 1
             codes = [token - first for token in ids[codes_start:position]]
             closed = position < len(ids) and ids[position] == eoi
-            # Of an image at the very end </img> may be missing: it says nothing new.
+            # An image at the very end may lack its </img>, which says nothing new.
             whole = len(codes) == self.num_codes and (closed or position == len(ids))
             if not whole and not allow_incomplete:
                 raise ValueError(
@@ -123,7 +125,7 @@ class SeedVocabularyMixin:
 
     def image_codes(self, ids) -> torch.LongTensor:
         """
-        Codes of the last image of each row, `(batch, length)` -> `(batch, num_codes)`.
+        Return the codes of the last image of each row: `(batch, length)` -> `(batch, num_codes)`.
 
         Raises:
             ValueError: a row has no image, or one that is cut short or misplaced.
@@ -140,7 +142,7 @@ def _visual_tokens(codebook_size: int) -> list[str]:
 
 def check_visual_tokens(tokenizer: PreTrainedTokenizerBase, codebook_size: int) -> int:
     """
-    Return the id of `<img>`, where `</img>` and the codes follow it without a gap and nothing follows them.
+    Check that the tokenizer's last ids are `<img>`, `</img>` and the codes, in this order. Return the id of `<img>`.
 
     Raises:
         ValueError: a visual token is missing, or has another id.
@@ -157,21 +159,32 @@ def check_visual_tokens(tokenizer: PreTrainedTokenizerBase, codebook_size: int) 
     for place, token in enumerate(wanted):
         if vocabulary[token] != first + place:
             raise ValueError(
-                f"The tokenizer's {token} has the id {vocabulary[token]}; expected {first + place}: of "
-                f"{len(tokenizer)} ids, the last {len(wanted)} must be <img>, </img> and the {codebook_size} codes, in "
+                f"The tokenizer's {token} has the id {vocabulary[token]}; expected {first + place}, because the last "
+                f"{len(wanted)} of its {len(tokenizer)} ids must be <img>, </img> and the {codebook_size} codes, in "
                 "order. Extend the text model's own tokenizer afresh, with the image tokenizer's codebook_size."
             )
     return first
 
 
 def check_placeholders(texts: list[str], images, num_images: int, are_codes: bool) -> None:
+    """
+    Check that every text has as many placeholders as it was given images.
+
+    Args:
+        images: the images or their codes, as the caller gave them.
+        num_images: how many these are.
+        are_codes: `images` are codes.
+
+    Raises:
+        ValueError: the numbers differ, all together or for one text.
+    """
     wanted = [sample.count(IMAGE_PLACEHOLDER) for sample in texts]
     if sum(wanted) != num_images:
         raise ValueError(
             f"The text has {sum(wanted)} {IMAGE_PLACEHOLDER} placeholders for {num_images} images (or their codes); "
             "write one placeholder where each image belongs."
         )
-    # A list per text says which images belong to which; a lone image among lists is one.
+    # Lists among the images say which of them belong to which text. A lone image among lists counts as one.
     if isinstance(images, (list, tuple)) and any(_holds_images(group, are_codes) for group in images):
         given = [len(group) if _holds_images(group, are_codes) else 1 for group in images]
         if given != wanted:
@@ -181,7 +194,7 @@ def check_placeholders(texts: list[str], images, num_images: int, are_codes: boo
 
 
 def _holds_images(group, are_codes: bool) -> bool:
-    """Whether this is a list of images or of codes, not one image's codes or pixels."""
+    """Return whether this is a list of images or of codes, and not the codes or pixels of one image."""
     if hasattr(group, "ndim"):
         return group.ndim == (2 if are_codes else 4)
     return isinstance(group, (list, tuple)) and not (are_codes and group and _is_number(group[0]))
@@ -192,17 +205,20 @@ def _is_number(value) -> bool:
 
 
 def flatten_codes(codes) -> list:
-    """One entry per image, from a tensor or array, or lists of any depth; what each holds is checked later."""
+    """
+    Return one entry per image, from a tensor, an array, or lists of any depth.
+
+    What an entry holds is checked when it becomes ids.
+    """
     if hasattr(codes, "ndim"):
         return [codes] if codes.ndim == 1 else list(codes.reshape(-1, codes.shape[-1]))
-    if not isinstance(codes, (list, tuple)):
-        raise TypeError(f"codes are a {type(codes).__name__}; expected integers, (images, num_codes).")
-    if codes and _is_number(codes[0]):
+    if len(codes) and _is_number(codes[0]):
         return [codes]
     return [row for part in codes for row in flatten_codes(part)]
 
 
 def id_rows(ids) -> list[list[int]]:
+    """Return token ids row by row, from a tensor or lists, `(batch, length)` or `(length,)`."""
     ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
     if ids and not isinstance(ids[0], (list, tuple)) and not hasattr(ids[0], "tolist"):
         ids = [ids]

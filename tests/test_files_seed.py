@@ -12,7 +12,7 @@ from tiny_repository import make_seed_model
 from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 
 from seed import SeedModel
-from seed.files_seed import replace_into
+from seed.files_seed import read_json, replace_into, replacing, replacing_file, write_json
 
 SHARD = "40KB"
 
@@ -102,6 +102,26 @@ def test_an_interrupted_image_tokenizer_says_what_is_missing(tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         SeedModel.from_pretrained(tmp_path)
+
+
+def test_a_file_or_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "values.json"
+    write_json(path, {"b": 1, "a": 2})
+    assert read_json(path) == {"a": 2, "b": 1} and read_json(tmp_path / "none.json") == {}
+    with pytest.raises(KeyboardInterrupt), replacing_file(path) as temporary:
+        assert temporary.suffix == path.suffix
+        temporary.write_text("{")
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path) as partial:
+        write_json(partial / path.name, {})
+        raise KeyboardInterrupt
+    assert read_json(path) == {"a": 2, "b": 1} and list(tmp_path.iterdir()) == [path]
+    with replacing(tmp_path) as partial:
+        write_json(partial / path.name, {})
+    assert read_json(path) == {} and list(tmp_path.iterdir()) == [path]
+    path.write_text("{")
+    with pytest.raises(ValueError, match="values.json is not JSON .*download or copy it again"):
+        read_json(path)
 
 
 def test_half_a_save_replaces_nothing(tmp_path):

@@ -166,7 +166,7 @@ def test_bad_inputs_say_what_to_do(pipeline, codes):
     assert torch.equal(pipeline.encode_codes(codes, np.int64(3)), pipeline.encode_codes(codes, 3))
     with pytest.raises(ValueError, match="values begin at -1; expected 0 .. 1"):
         pipeline.tokenize_images(torch.linspace(-1, 1, 3 * 28 * 28).reshape(3, 28, 28))
-    with pytest.raises(ValueError, match="'nope.png' is no file here, nor an address"):
+    with pytest.raises(ValueError, match="Incorrect image source.* Got nope.png"):
         pipeline.tokenize_images("nope.png")
 
 

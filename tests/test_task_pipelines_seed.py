@@ -147,6 +147,7 @@ def test_token_temperature(whole):
     assert torch.equal(whole.generate_codes(PROMPTS[0], token_temperature=0, generator=generators(6)[0]), greedy)
     sampled = whole.generate_codes(PROMPTS[0], token_temperature=1.5, generator=generators(6)[0])
     assert not torch.equal(sampled, greedy)
+    assert torch.equal(whole.generate_codes(PROMPTS[0], token_temperature=0, return_dict_in_generate=True), greedy)
     same_again = {"generator": generators(6)[0], "token_temperature": 1.5}
     assert torch.equal(whole(prompt=PROMPTS[0], **same_again).codes, sampled)
     # By hand: torch's own generator, seeded as ours seeds it, and all of the codebook to choose from.

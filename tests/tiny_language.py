@@ -32,6 +32,17 @@ def tiny_text_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def words(processor, *texts) -> list[int]:
+    """The ids of texts, each by the bare tokenizer."""
+    return [token for text in texts for token in processor.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def image(codes_of_one) -> list[int]:
+    """The ids of an image, spelled out: `<img>`, its codes, `</img>`."""
+    first = len(tiny_text_tokenizer())
+    return [first, *(first + 2 + int(code) for code in codes_of_one), first + 1]
+
+
 def tiny_processor(folder=None, **settings) -> SeedProcessor:
     """
     A processor for the 32 codes of 64 of `tiny_repository`'s image tokenizer.
