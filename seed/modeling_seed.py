@@ -2,8 +2,10 @@
 
 import hashlib
 import re
+import zlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate.utils.modeling import get_state_dict_offloaded_model
 from torch import nn
@@ -145,6 +147,9 @@ class SeedModel(SeedPreTrainedModel):
         r"^generation_projection",
         r"^empty_prompt_embeds",
     ]
+
+    # What `codes_hash` remembers: checksums of the weights, and their hash.
+    _known_codes_hash: tuple[dict, str] = ({}, "")
 
     def __init__(self, config: SeedConfig):
         super().__init__(config)
@@ -417,19 +422,30 @@ class SeedModel(SeedPreTrainedModel):
         model and its processor remember it.
 
         The values are hashed as float32, so that a checkpoint in bfloat16 has one hash in whatever dtype it is loaded;
-        the text branch and what follows the codebook do not count.
+        the text branch and what follows the codebook do not count. The hash is computed once and again only after the
+        weights have changed.
         """
-        digest = hashlib.sha256()
         tensors = self.state_dict()
         if any(tensor.is_meta for tensor in tensors.values()):  # offloaded by accelerate
             tensors = get_state_dict_offloaded_model(self)
-        for name, tensor in sorted(tensors.items()):
-            if _MAKES_CODES.match(name) and not _READS_TEXT.match(name):
-                tensor = tensor.detach().cpu()
-                tensor = (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+        tensors = {
+            name: tensor.detach().cpu()
+            for name, tensor in sorted(tensors.items())
+            if _MAKES_CODES.match(name) and not _READS_TEXT.match(name)
+        }
+        # A checksum of the values says whether they have changed. It takes a fraction of the hash's time. Tensors'
+        # version counters would take none, but they miss what is written through `.data` or NumPy.
+        checksums = {name: (tensor.dtype, zlib.crc32(_bytes_of(tensor))) for name, tensor in tensors.items()}
+        known, codes_hash = self._known_codes_hash
+        if checksums != known:
+            digest = hashlib.sha256()
+            for name, tensor in tensors.items():
+                tensor = tensor.float() if tensor.is_floating_point() else tensor
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+                digest.update(_bytes_of(tensor))
+            codes_hash = digest.hexdigest()
+            self._known_codes_hash = checksums, codes_hash
+        return codes_hash
 
     def _code_vectors(self, codes: torch.LongTensor, prefix_length: int | None) -> torch.Tensor:
         self._require_code_branch()
@@ -454,6 +470,10 @@ class SeedModel(SeedPreTrainedModel):
     def _require_text_branch(self) -> None:
         if not self.config.use_text_branch:
             raise ValueError("This model was loaded without its text branch; load it with use_text_branch=True.")
+
+
+def _bytes_of(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _require_one(**arguments: torch.Tensor | None) -> None:

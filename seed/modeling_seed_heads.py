@@ -19,6 +19,7 @@ from .losses_seed import (
     reconstruction_loss,
 )
 from .modeling_seed import SeedModel, SeedPreTrainedModel
+from .quantization_seed import count_codes
 
 # As released; learned from there.
 INITIAL_TEMPERATURE = 0.07
@@ -32,12 +33,15 @@ class SeedTrainingOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor`): scalar to minimise.
         losses (`dict[str, torch.Tensor]`): its named terms, unweighted and detached, and what else is worth logging.
-        codes (`torch.LongTensor` of shape `(batch, num_codes)`): stage II only.
+        codes (`torch.LongTensor` of shape `(batch, num_codes)`): the codes of the images; stage II only.
+        code_counts (`torch.LongTensor` of shape `(codebook_size,)`): how often each code occurs in this process's
+            batch; stage II only.
     """
 
     loss: torch.FloatTensor | None = None
     losses: dict | None = None
     codes: torch.LongTensor | None = None
+    code_counts: torch.LongTensor | None = None
 
 
 class SeedForContrastiveLearning(SeedPreTrainedModel):
@@ -225,7 +229,7 @@ class SeedForQuantization(SeedPreTrainedModel):
             )
         super().__init__(config)
         self.model = SeedModel(config)
-        # Part of the checkpoint, so that a resumed run revives the same codes.
+        # They are part of the checkpoint, so that a resumed run revives the same codes. Without revival they stay zero.
         self.register_buffer("code_counts", torch.zeros(config.codebook_size, dtype=torch.long))
         self.register_buffer("training_steps", torch.zeros((), dtype=torch.long))
         self.post_init()
@@ -281,7 +285,8 @@ class SeedForQuantization(SeedPreTrainedModel):
                 causal_embeddings = model.get_causal_embeddings(pixel_values, vision_features)
         causal_embeddings = causal_embeddings.to(self.dtype)
         vectors = model.encode_causal_embeddings(causal_embeddings)
-        if self.training:
+        revives = self.training and self.revival_interval > 0
+        if revives:
             self._revive_codes(vectors.detach())
         quantized = model.quantizer(vectors)
         code_mask = self._sample_prefixes(quantized.codes) if self.training else None
@@ -297,18 +302,15 @@ class SeedForQuantization(SeedPreTrainedModel):
             + self.generation_weight * generation
             + self.reconstruction_weight * reconstruction
         )
-        if self.training:
-            hits = torch.bincount(quantized.codes.flatten(), minlength=len(self.code_counts))
-            if dist.is_initialized():
-                dist.all_reduce(hits)
-            self.code_counts += hits
-            self.training_steps += 1
+        code_counts = count_codes(quantized.codes, self.config.codebook_size)
+        if revives:
+            self._count_hits(code_counts)
         losses = {
             "quantization": quantized.loss.detach(),
             "generation": generation.detach(),
             "reconstruction": reconstruction.detach(),
         }
-        return SeedTrainingOutput(loss=loss, losses=losses, codes=quantized.codes)
+        return SeedTrainingOutput(loss=loss, losses=losses, codes=quantized.codes, code_counts=code_counts)
 
     def _sample_prefixes(self, codes: torch.LongTensor) -> torch.Tensor | None:
         """`(batch, num_codes)` mask that shows some examples only their first k codes."""
@@ -338,15 +340,28 @@ class SeedForQuantization(SeedPreTrainedModel):
 
     @torch.no_grad()
     def _revive_codes(self, vectors: torch.Tensor) -> None:
-        """Moves dead codes onto the data every `revival_interval` forward passes."""
+        """Move dead codes onto the data every `revival_interval` forward passes."""
         step = int(self.training_steps)
-        if not self.revival_interval or step == 0 or step % self.revival_interval:
+        if step == 0 or step % self.revival_interval:
             return
         vectors = gather_with_gradient(vectors).flatten(0, 1)
         # The same generator on every process keeps their codebooks equal.
         generator = torch.Generator().manual_seed(step)
         self.model.quantizer.revive_codes(vectors, self.code_counts == 0, generator)
         self.code_counts.zero_()
+
+    def _count_hits(self, code_counts: torch.LongTensor) -> None:
+        """
+        Add the hits of one forward pass, of all processes, to the buffers.
+
+        They are summed at every pass, not at a revival only: DDP copies the main process's buffers to the others, and
+        a checkpoint holds the main process's, so that hits which only their own process knows would be lost.
+        """
+        if dist.is_initialized():
+            code_counts = code_counts.clone()
+            dist.all_reduce(code_counts)
+        self.code_counts += code_counts
+        self.training_steps += 1
 
 
 def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:

@@ -95,12 +95,12 @@ class SeedVectorQuantizer(nn.Module):
         if codes.dtype in (torch.bool, torch.uint8) or codes.is_floating_point() or codes.is_complex():
             raise TypeError(f"Codes have dtype {codes.dtype}; expected integers (torch.int64).")
         if not torch.compiler.is_compiling() and codes.numel():
-            low, high = torch.aminmax(codes)
+            low, high = torch.stack(torch.aminmax(codes)).tolist()  # together, so that the device is waited for once
             if low < 0 or high >= self.codebook_size:
-                bad = low if low < 0 else high
                 raise ValueError(
-                    f"Code {int(bad)} is out of range; this codebook has codes 0 .. {self.codebook_size - 1}. "
-                    "Were the codes made with another image tokenizer, or are they token ids of a language model?"
+                    f"Code {low if low < 0 else high} is out of range; this codebook has codes "
+                    f"0 .. {self.codebook_size - 1}. Were the codes made with another image tokenizer, or are they "
+                    "token ids of a language model?"
                 )
         return self.codebook(codes.long())
 
@@ -125,7 +125,7 @@ class SeedVectorQuantizer(nn.Module):
         self.codebook.weight.copy_(self._sample(vectors, self.codebook_size, generator))
         for _ in range(iterations):
             codes = self.nearest_codes(vectors)
-            counts = torch.bincount(codes, minlength=self.codebook_size)
+            counts = count_codes(codes, self.codebook_size)
             sums = torch.zeros_like(self.codebook.weight, dtype=torch.float32).index_add_(0, codes, vectors)
             means = sums / counts.clamp(min=1)[:, None]
             self.codebook.weight.copy_(torch.where(counts[:, None] > 0, means, self.codebook.weight.float()))
@@ -157,6 +157,16 @@ class SeedVectorQuantizer(nn.Module):
         return rows
 
 
+def count_codes(codes: torch.LongTensor, codebook_size: int) -> torch.LongTensor:
+    """
+    Count how often each code occurs, `(...)` -> `(codebook_size,)`.
+
+    Unlike `torch.bincount` this does not wait for the device.
+    """
+    codes = codes.flatten()
+    return codes.new_zeros(codebook_size).index_add_(0, codes, torch.ones_like(codes))
+
+
 def codebook_usage(counts: torch.Tensor) -> dict[str, float]:
     """
     How much of the codebook is in use.
@@ -173,4 +183,4 @@ def codebook_usage(counts: torch.Tensor) -> dict[str, float]:
     return {"usage": float((counts > 0).double().mean()), "perplexity": float(entropy.exp())}
 
 
-__all__ = ["SeedCodebook", "SeedQuantizerOutput", "SeedVectorQuantizer", "codebook_usage"]
+__all__ = ["SeedCodebook", "SeedQuantizerOutput", "SeedVectorQuantizer", "codebook_usage", "count_codes"]

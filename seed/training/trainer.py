@@ -32,8 +32,9 @@ def training_arguments(output: str | Path, training: dict[str, Any], **settings)
         settings: what the script decides. The number of steps is set afterwards, as it depends on the batch.
     """
     keep_freed_memory()
-    # Trainer wants to be told before it computes in bfloat16 on a CPU.
-    values = {"use_cpu": not torch.cuda.is_available()} | training
+    # Trainer computes in bfloat16 on a CPU only if it is told to use the CPU. Its filter of losses that are not finite
+    # would wait for the device at every step; `FiniteTrainer` has looked already.
+    values = {"use_cpu": not torch.cuda.is_available(), "logging_nan_inf_filter": False} | training
     if values.get("bf16") == "auto":
         values["bf16"] = has_fast_bfloat16()
     return TrainingArguments(output_dir=str(output), max_steps=1, **values, **settings)
@@ -141,9 +142,7 @@ class SeedTrainer(RunTrainer):
         outputs = model(**inputs)
         for name, value in outputs.losses.items():
             self._terms[name].append(value.detach())
-        if outputs.codes is not None:
-            size = self.accelerator.unwrap_model(model).config.codebook_size
-            counts = torch.bincount(outputs.codes.flatten(), minlength=size)
+        if (counts := outputs.code_counts) is not None:
             self._code_counts = counts if self._code_counts is None else self._code_counts + counts
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
