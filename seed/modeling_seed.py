@@ -272,7 +272,7 @@ class SeedModel(SeedPreTrainedModel):
         return self.quantizer.nearest_codes(vectors)
 
     def encode_causal_embeddings(self, causal_embeddings: torch.Tensor) -> torch.Tensor:
-        """Return the vectors that the quantizer rounds, `(batch, num_codes, hidden_size)` -> `(batch, num_codes, code_dim)`."""
+        """Return the vectors to quantise, `(batch, num_codes, hidden_size)` -> `(batch, num_codes, code_dim)`."""
         return self.encode_layer(causal_embeddings)
 
     # Codes out ------------------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ class SeedModel(SeedPreTrainedModel):
         self._require_code_branch()
         if not self.config.use_reconstruction_decoder:
             raise ValueError(
-                "This image tokenizer has no reconstruction decoder, because the files it was converted from hold none. "
+                "This image tokenizer has no reconstruction decoder: the files it was converted from hold none. "
                 "Compute features of images from pixel_values instead of codes."
             )
         return self.reconstruction_decoder(self.decode_layer(self._code_vectors(codes, None)))

@@ -70,7 +70,7 @@ class SeedInputEmbeddings(nn.Embedding):
         return self.__dict__ | {"model": None}
 
     def forward(self, input_ids: torch.LongTensor, words_only: bool = False) -> torch.Tensor:
-        """Embed words and visual tokens, `(...)` -> `(..., dim)`; `words_only` gives visual tokens the row of token 0."""
+        """Embed words and visual tokens, `(...)` -> `(..., dim)`; `words_only` embeds visual tokens as token 0."""
         words = super().forward(input_ids.masked_fill(input_ids >= self.first_visual_id, 0))
         if words_only:
             return words
