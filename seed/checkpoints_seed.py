@@ -1,4 +1,4 @@
-"""Loading checkpoints whole: nothing that is missing starts at random in silence."""
+"""Loading of whole checkpoints: no missing tensor starts at random in silence."""
 
 from pathlib import Path
 
@@ -8,9 +8,11 @@ from torch import nn
 
 
 class CompleteCheckpointMixin:
-    """Stand before `PreTrainedModel` in a class: a checkpoint that lacks a tensor is then an error, not a warning."""
+    """
+    A mixin for `PreTrainedModel` classes, named before it: a checkpoint that lacks a tensor is an error, not a warning.
+    """
 
-    # What to do where the checkpoint is fine and just has no such part yet.
+    # What to do if the checkpoint is sound and only lacks a part that it cannot have yet.
     _advice_on_new_parts = (
         "if it comes from an earlier training stage, name the parts that are new in new_modules=(...)."
     )
@@ -23,11 +25,11 @@ class CompleteCheckpointMixin:
         Load a checkpoint as transformers does, except that a missing tensor is an error, not a warning.
 
         Args:
-            new_modules: prefix or prefixes of module names that the checkpoint is expected to lack and that start
-                freshly initialised: a training stage names what it adds.
+            new_modules: prefix or prefixes of the names of modules that the checkpoint may lack. They start freshly
+                initialised. A training stage names the modules that it adds.
 
         Raises:
-            ValueError: tensors are missing or have another shape (the latter unless `ignore_mismatched_sizes`).
+            ValueError: tensors are missing, or have another shape and `ignore_mismatched_sizes` is not set.
             FileNotFoundError, OSError: a file is missing or truncated.
         """
         new_modules = (new_modules,) if isinstance(new_modules, str) else tuple(new_modules)
@@ -35,11 +37,11 @@ class CompleteCheckpointMixin:
         ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
         checkpoint = f"The checkpoint {str(pretrained_model_name_or_path)!r}"
         folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder", ""))
-        # For an adapter's folder, transformers loads the model that the adapter names.
+        # An adapter's folder needs no config.json: transformers loads the model that the adapter names.
         has_config = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
         no_config = pretrained_model_name_or_path and folder.is_dir() and not has_config
         if no_config and kwargs.get("config") is None:
-            # transformers would build the full-size default model.
+            # Without this check transformers would build the default model, at full size.
             raise FileNotFoundError(f"{checkpoint} has no config.json: download or copy it again.")
         try:
             model, info = super().from_pretrained(
@@ -57,7 +59,7 @@ class CompleteCheckpointMixin:
         if missing:
             raise ValueError(
                 f"{checkpoint} lacks {len(missing)} tensors of {cls.__name__}, e.g. {missing[:5]}. It is incomplete "
-                f"or of another architecture: download or convert it again; {cls._advice_on_new_parts}"
+                f"or has another architecture: download or convert it again; {cls._advice_on_new_parts}"
             )
         mismatched = sorted(info["mismatched_keys"])
         if mismatched and not ignore_mismatched:
@@ -71,9 +73,7 @@ class CompleteCheckpointMixin:
 
 
 def own_tensor(module: nn.Module, name: str) -> torch.Tensor:
-    """
-    Return a module's own parameter or buffer, also where accelerate offloads it and gives it out only in `forward`.
-    """
+    """Return a module's own parameter or buffer, also if accelerate offloads it and loads it only during `forward`."""
     tensor = getattr(module, name)
     if not tensor.is_meta or not hasattr(module, "_hf_hook"):
         return tensor

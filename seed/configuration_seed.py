@@ -13,11 +13,11 @@ class SeedQFormerConfig(PreTrainedConfig):
     reads the generation decoder's output and writes the generation embeddings.
 
     Args:
-        num_queries (`int`, defaults to 32): learned queries. Never decides the mask; `causal` does.
-        causal (`bool`, defaults to `True`): query k sees queries 0 .. k only. False for the Reverse Q-Former and for
-            the bidirectional Q-Former of BLIP-2 from which SEED starts.
+        num_queries (`int`, defaults to 32): number of learned queries. It never decides the mask; `causal` does.
+        causal (`bool`, defaults to `True`): query k sees queries 0 .. k only. It is False for the Reverse Q-Former and
+            for the bidirectional Q-Former of BLIP-2 from which SEED starts.
         cross_attention_frequency (`int`, defaults to 2): layers 0, f, 2f, ... have cross-attention.
-        vocab_size (`int`, defaults to 30523): of the text branch: bert-base-uncased plus `[DEC]`.
+        vocab_size (`int`, defaults to 30523): vocabulary of the text branch, bert-base-uncased plus `[DEC]`.
     """
 
     model_type = "seed_qformer"
@@ -51,31 +51,31 @@ class SeedConfig(PreTrainedConfig):
 
     Args:
         vision_config: the frozen vision model, any transformers config whose model returns patch features, as
-            `(batch, patches, dim)` or `(batch, dim, height, width)`. Default: BLIP-2's ViT-g at 224 pixels.
+            `(batch, patches, dim)` or `(batch, dim, height, width)`. The default is BLIP-2's ViT-g at 224 pixels.
         vision_final_norm_eps (`float`, *optional*): epsilon of the vision model's `post_layernorm`. If None, BLIP-2's
             ViT gets 1e-5 as in the released SEED (transformers' BLIP-2 uses 1e-6), and any other vision model keeps
             its own.
-        vision_feature_layernorm (`bool`, defaults to `False`): adds a trained LayerNorm over the patch features, for
-            vision models that end without a norm (our choice; BLIP-2's ViT has its own).
+        vision_feature_layernorm (`bool`, defaults to `False`): True adds a trained LayerNorm over the patch features,
+            for vision models that end without a norm (our choice; BLIP-2's ViT has its own).
         vision_hidden_size (`int`, *optional*): width of the patch features; read from `vision_config` if None.
         qformer_config: the Causal Q-Former.
-        codebook_size, code_dim: the VQ codebook, 8192 x 32.
+        codebook_size, code_dim: shape of the VQ codebook, 8192 x 32.
         quantization_loss_weighting (`"legacy"` or `"standard"`): see [`losses_seed.quantization_loss`].
-        decoder_num_layers, decoder_num_heads, decoder_mlp_ratio, decoder_layer_norm_eps: both code decoders (pre-norm
-            ViT blocks of the Q-Former's width).
-        reverse_qformer_config: the Reverse Q-Former; 77 queries, 4 layers.
-        generation_dim (`int`, defaults to 768): width of the generation embeddings, i.e. of Stable Diffusion's text
+        decoder_num_layers, decoder_num_heads, decoder_mlp_ratio, decoder_layer_norm_eps: shape of both code decoders
+            (pre-norm ViT blocks of the Q-Former's width).
+        reverse_qformer_config: the Reverse Q-Former; it has 77 queries and 4 layers.
+        generation_dim (`int`, defaults to 768): width of the generation embeddings and of Stable Diffusion's text
             features.
         projection_dim (`int`, defaults to 256): width of the contrastive space.
-        use_text_branch (`bool`, defaults to `True`): whether the text side (word embeddings, text feed-forward layers,
-            contrastive projections) exists. Tokenising and drawing do not need it:
+        use_text_branch (`bool`, defaults to `True`): the text side (word embeddings, text feed-forward layers,
+            contrastive projections) exists. Tokenising and drawing do not need it, and
             `SeedModel.from_pretrained(..., use_text_branch=False)` does not load it.
-        use_code_branch (`bool`, defaults to `True`): whether the codebook, both code decoders and the Reverse Q-Former
-            exist. False in the checkpoints of BLIP-2-style pretraining and of stage I, which have not trained them.
-        use_reconstruction_decoder (`bool`, defaults to `True`): whether the code branch has the reconstruction decoder,
-            which stage II and retrieval by codes use. False for released files that hold what inference needs only.
-        has_empty_prompt_embeds (`bool`, defaults to `False`): whether the text features of the empty prompt, which
-            diffusion guidance needs, are stored with the model.
+        use_code_branch (`bool`, defaults to `True`): the codebook, both code decoders and the Reverse Q-Former exist.
+            It is False in the checkpoints of BLIP-2-style pretraining and of stage I, which have not trained them.
+        use_reconstruction_decoder (`bool`, defaults to `True`): the code branch has the reconstruction decoder, which
+            stage II and retrieval by codes use. It is False for released files that hold only what inference needs.
+        has_empty_prompt_embeds (`bool`, defaults to `False`): the text features of the empty prompt, which diffusion
+            guidance needs, are stored with the model.
     """
 
     model_type = "seed"
@@ -158,7 +158,7 @@ class SeedConfig(PreTrainedConfig):
 
     @property
     def num_codes(self) -> int:
-        """Codes of one image: one per query of the Causal Q-Former (32 in the paper)."""
+        """The number of codes of an image: one for each query of the Causal Q-Former (32 in the paper)."""
         return self.qformer_config.num_queries
 
 

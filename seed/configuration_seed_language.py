@@ -1,4 +1,4 @@
-"""Configurations of SEED's language models: a text model's own, and the vocabulary of words and visual tokens."""
+"""Configurations of SEED's language models: a text model's fields, and the vocabulary of words and visual tokens."""
 
 from dataclasses import dataclass
 
@@ -10,22 +10,26 @@ from transformers import LlamaConfig, OPTConfig
 class SeedVocabularyFields:
     r"""
     The vocabulary of a language model that reads and writes images: the text tokenizer's ids, then `<img>`, `</img>`
-    and one visual token per code, contiguous. With OPT's tokenizer (50,265 entries) and SEED's codebook: `<img>` 50265,
-    `</img>` 50266, code k 50267 + k, 58,459 in all.
+    and one visual token per code, without gaps. With OPT's tokenizer (50,265 entries) and SEED's codebook `<img>` has
+    the id 50265, `</img>` 50266 and code k 50267 + k, and the vocabulary has 58,459 entries.
 
     Args:
         text_vocab_size (`int`): entries of the text tokenizer, before the visual tokens were added.
         text_embedding_rows (`int`, *optional*): rows of the text model's own embedding, which may be padded (OPT's has
             50,272); the text vocabulary's size if None.
-        codebook_size, code_dim, num_codes (`int`): of the image tokenizer: 8192 codes of width 32, 32 per image.
-        boi_token_id, eoi_token_id, first_code_token_id (`int`, *optional*): where the visual tokens stand; derived
-            from `text_vocab_size`, stored so that other software need not derive them.
-        vocab_size (`int`, *optional*): of words and visual tokens together; derived.
+        codebook_size, code_dim, num_codes (`int`): the image tokenizer's codebook, 8192 codes of width 32, and its
+            codes per image, 32.
+        boi_token_id, eoi_token_id, first_code_token_id (`int`, *optional*): ids of the visual tokens. They are derived
+            from `text_vocab_size`, and stored so that other software need not derive them.
+        vocab_size (`int`, *optional*): number of words and visual tokens together; derived.
         image_tokenizer_hash (`str`, *optional*): [`SeedModel.codes_hash`] of the image tokenizer whose codes the model
             was made for.
-        code_embeddings (`bool`): whether every code also has an input embedding of its own, added to the projection of
-            its code vector. The paper has the projection alone, which is linear in `code_dim` numbers; on few pictures
-            a language model reads codes sooner with rows of their own (our choice).
+        code_embeddings (`bool`): every code also has an input embedding of its own, which is added to the projection of
+            its code vector. The paper has the projection alone, which is linear in `code_dim` numbers. With few
+            pictures a language model learns sooner to read codes that have rows of their own (our choice).
+
+    Raises:
+        ValueError: the text model has fewer rows than the tokenizer has entries, or a given id is not the derived one.
     """
 
     vocab_size: int | None = None
@@ -62,8 +66,8 @@ class SeedVocabularyFields:
                     f"codes, one after the other, make it {value}. Leave it out, or correct text_vocab_size."
                 )
             setattr(self, name, value)
-        # A checkpoint that was saved with its code names its pipeline, for which transformers asks for trust. Where
-        # this package is installed the pipeline is registered, and nothing has to be trusted.
+        # A checkpoint that was saved with its code names its pipeline, and transformers asks the user to trust that.
+        # Where this package is installed the pipeline is registered, and nothing has to be trusted.
         if not type(self).__module__.startswith("transformers_modules"):
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
@@ -73,7 +77,7 @@ class SeedVocabularyFields:
 class SeedOPTConfig(SeedVocabularyFields, OPTConfig):
     r"""
     Configuration of [`SeedOPTForCausalLM`]: an OPT (all arguments of [`OPTConfig`]) with visual tokens in its
-    vocabulary (those of [`SeedVocabularyFields`]; paper, section 3.3).
+    vocabulary (all arguments of [`SeedVocabularyFields`]; paper, section 3.3).
     """
 
     model_type = "seed_opt"
@@ -83,7 +87,7 @@ class SeedOPTConfig(SeedVocabularyFields, OPTConfig):
 class SeedLlamaConfig(SeedVocabularyFields, LlamaConfig):
     r"""
     Configuration of [`SeedLlamaForCausalLM`]: a Llama (all arguments of [`LlamaConfig`]) with visual tokens in its
-    vocabulary (those of [`SeedVocabularyFields`]).
+    vocabulary (all arguments of [`SeedVocabularyFields`]).
     """
 
     model_type = "seed_llama"

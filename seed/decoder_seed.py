@@ -36,16 +36,20 @@ def encode_codes(
     Args:
         codes: `(batch, num_codes)`.
         prefix_length: use the first k codes only; a number for all rows, or one per row.
-        device: where the image tokenizer computes; where it lies if None.
+        device: the device that the image tokenizer computes on; None takes its own.
+
+    Raises:
+        TypeError: a prefix length is not an integer.
+        ValueError: there is not one prefix length per row, or a code or prefix length is out of range.
     """
     codes = codes.to(image_tokenizer.device if device is None else device)
     if isinstance(prefix_length, bool):
         raise TypeError(f"prefix_length is {prefix_length}; expected a number of codes, or one per row.")
     if prefix_length is None or not np.iterable(prefix_length):
         prefix_length = None if prefix_length is None else operator.index(prefix_length)
-        # This goes through forward, because accelerate's offloading hooks listen there.
+        # This calls forward, because accelerate's offloading hooks listen to it.
         return image_tokenizer(codes=codes, prefix_length=prefix_length).generation_embeddings
-    prefix_length = [operator.index(length) for length in prefix_length]  # elements of tensors are no keys
+    prefix_length = [operator.index(length) for length in prefix_length]  # elements of a tensor cannot be keys
     if len(prefix_length) != len(codes):
         raise ValueError(f"Got {len(prefix_length)} prefix lengths for {len(codes)} rows of codes.")
     rows = {k: [row for row, length in enumerate(prefix_length) if length == k] for k in set(prefix_length)}
@@ -61,7 +65,7 @@ def encode_empty_prompt(
     """
     Return the text features of the empty prompt, `(1, 77, generation_dim)`, against which diffusion is guided.
 
-    They are stored with the image tokenizer, or computed by the decoder's text encoder.
+    They are stored with the image tokenizer, or the decoder's text encoder computes them.
 
     Raises:
         ValueError: the image tokenizer does not hold them, and there is no text encoder.
@@ -71,7 +75,7 @@ def encode_empty_prompt(
         return own_tensor(image_tokenizer, "empty_prompt_embeds").to(device)
     if text_encoder is None or tokenizer is None:
         raise ValueError(
-            "Guidance needs the text features of the empty prompt. This image tokenizer does not hold them: give the "
+            "Guidance needs the text features of the empty prompt, which this image tokenizer does not hold. Give the "
             "pipeline the decoder's text_encoder and tokenizer, call image_tokenizer.set_empty_prompt_embeds, or draw "
             "with guidance_scale=1."
         )
@@ -92,13 +96,13 @@ def draw_codes(
     **kwargs,
 ) -> StableDiffusionPipelineOutput:
     """
-    Draw codes, `(batch, num_codes)`.
+    Draw images from codes, `(batch, num_codes)`.
 
     Args:
-        decoder: the Stable Diffusion model, as [`load_decoder`] gives it.
+        decoder: the Stable Diffusion model, as [`load_decoder`] returns it.
         prefix_length, device: see [`encode_codes`].
-        guidance_scale: diffusion guidance, against the empty prompt; 1 turns it off.
-        num_inference_steps: diffusion steps.
+        guidance_scale: the guidance scale of the diffusion, against the empty prompt; 1 turns guidance off.
+        num_inference_steps: number of diffusion steps.
         kwargs: further arguments of `StableDiffusionPipeline` (`generator`, `output_type`, `height`, ...).
 
     Returns:
@@ -121,10 +125,10 @@ def draw_codes(
 
 def check_decoder_fits(unet, image_tokenizer: SeedModel) -> None:
     """
-    Compare the width of the UNet's text features with that of the generation embeddings.
+    Check that the UNet reads text features of the generation embeddings' width.
 
     Raises:
-        ValueError: they differ.
+        ValueError: the widths differ.
     """
     generation_dim, wanted = image_tokenizer.config.generation_dim, unet.config.cross_attention_dim
     if generation_dim != wanted:
@@ -148,14 +152,15 @@ def load_decoder(
     scheduler=None,
 ) -> StableDiffusionPipeline:
     """
-    Load the Stable Diffusion model that a SEED repository draws with; the text encoder only where it is needed.
+    Load the Stable Diffusion model that a SEED repository draws with, and its text encoder only if it is needed.
 
     Args:
-        image_tokenizer: for which it draws. If it holds the empty prompt's features, no text encoder is loaded.
+        image_tokenizer: the image tokenizer whose codes are drawn. If it holds the empty prompt's features, no text
+            encoder is loaded.
         decoder: another folder or Hub id, see [`SeedRepository.decoder_folder`].
-        dtype: of the weights.
-        variant: of the weights, for example "fp16"; None takes a variant where that is all there is.
-        unet, vae, scheduler: already loaded ones, instead of the decoder's.
+        dtype: dtype of the weights.
+        variant: variant of the weights, for example "fp16"; None takes a variant if there are no other weights.
+        unet, vae, scheduler: loaded parts to use instead of the decoder's.
 
     Raises:
         FileNotFoundError, OSError: a folder or file is missing or damaged.
@@ -181,18 +186,18 @@ def load_decoder(
 
 def load_decoder_part(folder: Path, dtype: torch.dtype | str, variant: str | None = None, model_class=None):
     """
-    Load a model of the decoder, in the variant that is asked for or the only one that is there.
+    Load a model of the decoder, in the given variant or in the only one that there is.
 
     Args:
-        folder: as diffusers or transformers saved it.
-        model_class: None takes the diffusers class that `config.json` names: the decoder may have another VAE than
-            `AutoencoderKL`, for example `AutoencoderTiny`. (`diffusers.AutoModel` does the same, but cannot report the
-            tensors that a checkpoint lacks.)
+        folder: a folder that diffusers or transformers saved the model to.
+        model_class: class of the model. None takes the diffusers class that `config.json` names, because the decoder
+            may have another VAE than `AutoencoderKL`, for example `AutoencoderTiny`. (`diffusers.AutoModel` does the
+            same, but cannot report the tensors that a checkpoint lacks.)
 
     Raises:
-        FileNotFoundError: no such folder, or no `config.json` in it.
-        OSError: no weights of that variant, or damaged ones.
-        ValueError: a tensor is missing, which would start at random; or the weights are pickled.
+        FileNotFoundError: the folder does not exist or has no `config.json`.
+        OSError: there are no weights of that variant, or they are damaged.
+        ValueError: a tensor is missing and would start at random, or the weights are pickled.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"The decoder has no folder {str(folder)!r}: download or copy it again.")
@@ -203,7 +208,7 @@ def load_decoder_part(folder: Path, dtype: torch.dtype | str, variant: str | Non
     if not weights and any(folder.glob("*.bin")):
         raise ValueError(
             f"The decoder's {folder.name} has pickled weights only ({next(folder.glob('*.bin')).name}), which are not "
-            "loaded, as they may run code. Convert it: load it with diffusers' StableDiffusionPipeline, and save it "
+            "loaded, as they may run code. Convert it: load it with diffusers' StableDiffusionPipeline and save it "
             "with save_pretrained, which writes safetensors."
         )
     if not (folder / CONFIG_FILE).is_file():
@@ -232,9 +237,9 @@ def save_decoder(decoder: StableDiffusionPipeline, folder: Path, stored: Path | 
     Save a Stable Diffusion model as a stock repository.
 
     Args:
-        stored: the folder that it was loaded from; the text encoder and tokenizer, which were not loaded, are copied
-            from there.
-        kwargs: of `DiffusionPipeline.save_pretrained` (`variant`, `max_shard_size`).
+        stored: the folder that it was loaded from. If the text encoder and tokenizer were not loaded, they are taken
+            from there. None takes nothing.
+        kwargs: arguments of `DiffusionPipeline.save_pretrained` (`variant`, `max_shard_size`).
     """
     decoder.save_pretrained(folder, **kwargs)
     if stored is None:
@@ -243,7 +248,7 @@ def save_decoder(decoder: StableDiffusionPipeline, folder: Path, stored: Path | 
     for part in _TEXT_PARTS:
         if getattr(decoder, part) is not None or part not in index or not (stored / part).is_dir():
             continue
-        if part == "text_encoder":  # in the variant that is saved, not the one that was loaded
+        if part == "text_encoder":  # it is saved again, because the variants may differ
             encoder = load_decoder_part(stored / part, "auto", model_class=CLIPTextModel)
             encoder.save_pretrained(folder / part, variant=kwargs.get("variant"))
         else:

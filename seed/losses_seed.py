@@ -3,14 +3,17 @@
 import torch
 import torch.nn.functional as F
 
+# Factors of the commitment term and of the codebook term.
+_QUANTIZATION_FACTORS = {"legacy": (1.0, 0.25), "standard": (0.25, 1.0)}
+
 
 def contrastive_targets(image_groups: torch.Tensor, text_groups: torch.Tensor) -> torch.Tensor:
     """
-    Which texts are positives of which images: those of the same group, in equal shares.
+    Return which texts are positives of which images: those of the same group, in equal shares.
 
     Args:
         image_groups: `(images,)` integers; pictures of one concept share a number.
-        text_groups: `(texts,)` likewise. Every image needs at least one text of its group.
+        text_groups: `(texts,)` integers of the same numbering. Every image needs at least one text of its group.
 
     Returns:
         `(images, texts)` float32 rows that sum to one.
@@ -30,19 +33,20 @@ def contrastive_loss(
     label_smoothing: float = 0.1,
 ) -> torch.Tensor:
     """
-    Image-text contrastive loss (paper, section 3.1; label smoothing 0.1 and learned temperature as released).
+    Compute the image-text contrastive loss (paper, section 3.1; label smoothing 0.1 and a learned temperature as
+    released).
 
     Args:
-        image_features: `(batch, dim)` or `(batch, queries, dim)`, L2-normalised; of several queries the one most
+        image_features: `(batch, dim)` or `(batch, queries, dim)`, L2-normalised. With several queries the one most
             similar to the text counts (BLIP-2).
         text_features: `(batch, dim)`, L2-normalised.
-        all_image_features, all_text_features: the same gathered over processes, `(world * batch, ...)`.
+        all_image_features, all_text_features: the features gathered over processes, `(world * batch, ...)`.
         temperature: scalar that divides the similarities.
-        image_targets: `(batch, world * batch)`, the share of each text in being right for an image.
-        text_targets: `(batch, world * batch)`, the share of each image in being right for a text.
+        image_targets: `(batch, world * batch)`, the target probability of each text given an image.
+        text_targets: `(batch, world * batch)`, the target probability of each image given a text.
 
     Returns:
-        Scalar: mean of the image-to-text and text-to-image cross-entropies.
+        A scalar, the mean of the image-to-text and text-to-image cross-entropies.
     """
     temperature = temperature.float()
     image_to_text = query_similarity(image_features, all_text_features) / temperature
@@ -55,11 +59,11 @@ def contrastive_loss(
 
 def query_similarity(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
     """
-    Cosine similarity of images and texts, `(images, texts)`, from L2-normalised features.
+    Return the cosine similarity of images and texts, `(images, texts)`, from L2-normalised features.
 
     With `(images, queries, dim)` image features the best query counts (BLIP-2's retrieval protocol).
     """
-    with torch.autocast(image_features.device.type, enabled=False):  # which makes bfloat16 of products in float32
+    with torch.autocast(image_features.device.type, enabled=False):  # it would multiply float32 features in bfloat16
         similarity = image_features.float() @ text_features.float().t()
     return similarity.amax(dim=1) if similarity.dim() == 3 else similarity
 
@@ -69,13 +73,16 @@ def _soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, label_smoot
 
 
 def matching_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """BLIP-2's image-text matching: `(pairs, 2)` logits against `(pairs,)` labels, 1 where text and image match."""
+    """
+    Compute BLIP-2's image-text matching loss from logits, `(pairs, 2)`, and labels, `(pairs,)`, which are 1 where text
+    and image match.
+    """
     return F.cross_entropy(logits.float(), labels)
 
 
 def captioning_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
-    BLIP-2's image-grounded text generation: next-word cross-entropy.
+    Compute BLIP-2's loss of image-grounded text generation, the cross-entropy of the next word.
 
     Args:
         logits: `(batch, length, vocab)`; position i predicts the word at i + 1.
@@ -86,46 +93,47 @@ def captioning_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def quantization_loss(vectors: torch.Tensor, code_vectors: torch.Tensor, weighting: str = "legacy") -> torch.Tensor:
     """
-    Vector quantisation loss (VQ-VAE, eq. 3; paper, section 3.2).
+    Compute the vector quantisation loss (VQ-VAE, eq. 3; paper, section 3.2).
 
-    With z the encoder's vectors and e their codes, the commitment term |sg(e) - z|^2 moves the encoder and the
-    codebook term |e - sg(z)|^2 moves the codes. `weighting` names the factor of each:
-    "legacy", as released: 1 on the commitment term, 0.25 on the codebook term;
-    "standard", as in the VQ-VAE paper: 0.25 on the commitment term, 1 on the codebook term.
+    z are the encoder's vectors and e their code vectors. The commitment term |sg(e) - z|^2 moves the encoder, and the
+    codebook term |e - sg(z)|^2 moves the codes.
 
     Args:
         vectors: `(..., code_dim)`.
         code_vectors: `(..., code_dim)`, codebook rows (with gradient to the codebook).
+        weighting: the factors of the terms. "legacy", as released, has 1 on the commitment term and 0.25 on the
+            codebook term; "standard", as in the VQ-VAE paper, has 0.25 on the commitment term and 1 on the codebook
+            term.
 
     Returns:
-        Scalar, averaged over all elements.
+        A scalar, averaged over all elements.
     """
     commitment = F.mse_loss(vectors.float(), code_vectors.detach().float())
     codebook = F.mse_loss(code_vectors.float(), vectors.detach().float())
-    if weighting == "legacy":
-        return commitment + 0.25 * codebook
-    if weighting == "standard":
-        return 0.25 * commitment + codebook
-    raise ValueError(f"Unknown weighting {weighting!r}; expected 'legacy' or 'standard'.")
+    commitment_factor, codebook_factor = _QUANTIZATION_FACTORS[weighting]
+    return commitment_factor * commitment + codebook_factor * codebook
 
 
 def reconstruction_loss(
     reconstructed: torch.Tensor, causal_embeddings: torch.Tensor, last_weight: float = 0.0
 ) -> torch.Tensor:
     """
-    1 - cosine similarity between reconstructed and true causal embeddings (paper, eq. 1), mean over queries.
+    Compute 1 - cosine similarity of reconstructed and true causal embeddings (paper, eq. 1), the mean over queries.
 
     Args:
         reconstructed, causal_embeddings: `(batch, num_codes, dim)`.
-        last_weight: weight of the last query's own term beside that mean, both divided by `1 + last_weight` (our
-            choice; 0 is the paper's).
+        last_weight: weight of an additional term of the last query alone; the sum is divided by `1 + last_weight` (our
+            choice; 0 in the paper).
     """
     distance = 1 - F.cosine_similarity(reconstructed.float(), causal_embeddings.float(), dim=-1)
     return (distance.mean() + last_weight * distance[:, -1].mean()) / (1 + last_weight)
 
 
 def generation_loss(generation_embeddings: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-    """MSE between generation embeddings and Stable Diffusion's text features (paper, eq. 1), `(batch, 77, dim)`."""
+    """
+    Compute the mean squared error between generation embeddings and Stable Diffusion's text features, both
+    `(batch, 77, dim)` (paper, eq. 1).
+    """
     return F.mse_loss(generation_embeddings.float(), text_features.float())
 
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import re
+import zlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate.utils.modeling import get_state_dict_offloaded_model
 from torch import nn
@@ -19,7 +21,7 @@ from .configuration_seed import SeedConfig
 from .modeling_seed_qformer import SeedAttention, SeedMLP, SeedQFormer
 from .quantization_seed import SeedCodebook, SeedVectorQuantizer
 
-# The parts that decide an image's codes; without the Q-Former's text side, which may not be loaded.
+# The parts that decide an image's codes. The Q-Former's text side is not among them, and may not be loaded.
 _MAKES_CODES = re.compile(r"(vision_model|vision_layernorm|qformer|encode_layer|quantizer)\b")
 _READS_TEXT = re.compile(r"qformer\.(word_embeddings|position_embeddings|layers\.\d+\.text_mlp)")
 
@@ -27,6 +29,8 @@ _READS_TEXT = re.compile(r"qformer\.(word_embeddings|position_embeddings|layers\
 @dataclass
 class SeedOutput(ModelOutput):
     """
+    The output of [`SeedModel`].
+
     Args:
         causal_embeddings (`torch.FloatTensor` of shape `(batch, num_codes, hidden_size)`): output of the Causal
             Q-Former; None if the model was given codes.
@@ -61,10 +65,11 @@ class SeedDecoderBlock(GradientCheckpointingLayer):
 
 class SeedCodeDecoder(nn.Module):
     """
-    Code vectors, raised to the Q-Former's width, to embeddings of the same shape (paper, section 3.2).
+    A transformer from code vectors, raised to the Q-Former's width, to embeddings of the same shape (paper, section
+    3.2).
 
-    SEED has two: the reconstruction decoder, whose target are the causal embeddings, and the generation decoder, whose
-    output the Reverse Q-Former reads.
+    SEED has two: the reconstruction decoder learns to recover the causal embeddings, and the Reverse Q-Former reads the
+    output of the generation decoder.
     """
 
     def __init__(self, config: SeedConfig):
@@ -75,8 +80,10 @@ class SeedCodeDecoder(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, code_mask: torch.Tensor | None = None) -> torch.Tensor:
         """
+        Return embeddings of the codes, `(batch, k, hidden_size)`.
+
         Args:
-            hidden_states: `(batch, k, hidden_size)`, of the first k <= num_codes codes.
+            hidden_states: `(batch, k, hidden_size)`, the raised vectors of the first k <= num_codes codes.
             code_mask: `(batch, k)`, False where a code is missing and must not be seen.
         """
         hidden_states = hidden_states + self.position_embeddings[:, : hidden_states.shape[1]]
@@ -106,7 +113,7 @@ class SeedPreTrainedModel(CompleteCheckpointMixin, PreTrainedModel):
         if isinstance(module, SeedCodeDecoder):
             init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
         elif isinstance(module, SeedCodebook):
-            # As released; stage II may move the codes onto the data (`initialize_from_data`).
+            # This is the released start; stage II may move the codes onto the data (`initialize_from_data`).
             bound = 1.0 / module.num_embeddings
             init.uniform_(module.weight, -bound, bound)
         elif isinstance(module, SeedModel):
@@ -115,7 +122,7 @@ class SeedPreTrainedModel(CompleteCheckpointMixin, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As [`CompleteCheckpointMixin`] says."""
+        """Load a checkpoint as [`CompleteCheckpointMixin.from_pretrained`] does; the vision model stays frozen."""
         loaded = super().from_pretrained(*args, **kwargs)
         for module in (loaded[0] if isinstance(loaded, tuple) else loaded).modules():
             if isinstance(module, SeedModel):
@@ -131,10 +138,25 @@ class SeedModel(SeedPreTrainedModel):
     which a Stable Diffusion UNet draws ([`SeedPipeline`]); `get_image_features` and `get_text_features` give the
     contrastive features of retrieval. The vision model is frozen: it gets no gradient and stays in evaluation mode.
 
-    Of the parts, `use_text_branch` and `use_code_branch` in the config say which exist.
+    `use_text_branch` and `use_code_branch` in the config say which parts exist.
 
-    FlashAttention reads no mask like the Q-Former's; the vision model, where nearly all of the time goes, takes it
-    alone: `from_pretrained(..., attn_implementation={"vision_config": "flash_attention_2"})`.
+    FlashAttention cannot read the Q-Former's masks. Use it for the vision model alone, where nearly all of the time is
+    spent: `from_pretrained(..., attn_implementation={"vision_config": "flash_attention_2"})`.
+
+    Example:
+
+    ```python
+    from PIL import Image
+
+    import seed
+
+    repository = seed.default_model()  # or another SEED repository, a folder or a Hub id
+    model = seed.SeedModel.from_pretrained(repository, subfolder="image_tokenizer")
+    image_processor = seed.SeedImageProcessorPil.from_pretrained(repository, subfolder="image_tokenizer")
+    images = [Image.new("RGB", (256, 256), colour) for colour in ("red", "blue")]
+    codes = model.get_image_tokens(**image_processor(images, return_tensors="pt"))  # (2, 32)
+    generation_embeddings = model.decode_image_tokens(codes)  # (2, 77, generation_dim)
+    ```
     """
 
     _keys_to_ignore_on_load_unexpected = [
@@ -145,6 +167,9 @@ class SeedModel(SeedPreTrainedModel):
         r"^generation_projection",
         r"^empty_prompt_embeds",
     ]
+
+    # What `codes_hash` remembers: checksums of the weights, and their hash.
+    _known_codes_hash: tuple[dict, str] = ({}, "")
 
     def __init__(self, config: SeedConfig):
         super().__init__(config)
@@ -188,15 +213,11 @@ class SeedModel(SeedPreTrainedModel):
     @torch.no_grad()
     def get_vision_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
-        Patch features of the frozen vision model, `(batch, 3, height, width)` -> `(batch, patches, vision_dim)`.
+        Return the patch features of the frozen vision model, `(batch, 3, height, width)` -> `(batch, patches,
+        vision_dim)`.
 
-        They may be cached and given to every other method as `vision_features`.
+        They can be cached and given to the other methods as `vision_features`.
         """
-        if pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
-            raise ValueError(
-                f"pixel_values have shape {tuple(pixel_values.shape)}; expected (batch, 3, height, width), as "
-                "SeedImageProcessor makes them."
-            )
         # Convolutional vision models run 1.8 times as fast in this layout on a CPU.
         pixel_values = pixel_values.to(self.dtype, memory_format=torch.channels_last)
         features = self.vision_model(pixel_values).last_hidden_state
@@ -206,7 +227,7 @@ class SeedModel(SeedPreTrainedModel):
         self, pixel_values: torch.Tensor | None = None, vision_features: torch.Tensor | None = None
     ) -> torch.Tensor:
         """
-        Output of the Causal Q-Former (paper, section 3.1), `(batch, num_codes, hidden_size)`.
+        Return the output of the Causal Q-Former (paper, section 3.1), `(batch, num_codes, hidden_size)`.
 
         Embedding k depends on queries 0 .. k only. Give `pixel_values` or cached `vision_features`.
         """
@@ -215,7 +236,7 @@ class SeedModel(SeedPreTrainedModel):
     def encode_vision(
         self, pixel_values: torch.Tensor | None = None, vision_features: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """What the Q-Former reads: patch features, normalised where `vision_feature_layernorm` asks for it."""
+        """Return what the Q-Former reads: patch features, normalised if `vision_feature_layernorm` is set."""
         _require_one(pixel_values=pixel_values, vision_features=vision_features)
         if vision_features is None:
             vision_features = self.get_vision_features(pixel_values)
@@ -229,7 +250,7 @@ class SeedModel(SeedPreTrainedModel):
         causal_embeddings: torch.Tensor | None = None,
     ) -> torch.LongTensor:
         """
-        Codes of images (tokenise), `(batch, num_codes)`, from exactly one of the arguments.
+        Return the codes of images (tokenise), `(batch, num_codes)`, from exactly one of the arguments.
 
         Args:
             pixel_values: `(batch, 3, height, width)`.
@@ -237,7 +258,7 @@ class SeedModel(SeedPreTrainedModel):
             causal_embeddings: `(batch, num_codes, hidden_size)`.
 
         Raises:
-            ValueError: not one argument; or what is to be quantised is not finite.
+            ValueError: there is not exactly one argument, or the vectors to quantise are not all finite.
         """
         self._require_code_branch()
         _require_one(pixel_values=pixel_values, vision_features=vision_features, causal_embeddings=causal_embeddings)
@@ -252,7 +273,7 @@ class SeedModel(SeedPreTrainedModel):
         return self.quantizer.nearest_codes(vectors)
 
     def encode_causal_embeddings(self, causal_embeddings: torch.Tensor) -> torch.Tensor:
-        """What the quantizer rounds, `(batch, num_codes, hidden_size)` -> `(batch, num_codes, code_dim)`."""
+        """Return the vectors to quantise, `(batch, num_codes, hidden_size)` -> `(batch, num_codes, code_dim)`."""
         return self.encode_layer(causal_embeddings)
 
     # Codes out ------------------------------------------------------------------------------------------------------
@@ -263,7 +284,7 @@ class SeedModel(SeedPreTrainedModel):
         prefix_length: int | None = None,
     ) -> torch.Tensor:
         """
-        Generation embeddings of codes (de-tokenise), `(batch, 77, generation_dim)`.
+        Return the generation embeddings of codes (de-tokenise), `(batch, 77, generation_dim)`.
 
         Args:
             codes: `(batch, num_codes)`.
@@ -271,24 +292,28 @@ class SeedModel(SeedPreTrainedModel):
                 causal order, so every prefix is a coarser account of the image).
 
         Raises:
-            TypeError, ValueError: codes of another dtype, count or range, or a prefix_length outside 1 .. num_codes.
+            TypeError: the codes are not integers.
+            ValueError: their number or range is wrong, or prefix_length lies outside 1 .. num_codes.
         """
         code_vectors = self._code_vectors(codes, prefix_length)
         return self.generate_embeddings(code_vectors)
 
     def reconstruct_causal_embeddings(self, codes: torch.LongTensor) -> torch.Tensor:
-        """Causal embeddings as the reconstruction decoder recovers them, `(batch, num_codes, hidden_size)`."""
+        """
+        Return the causal embeddings that the reconstruction decoder recovers from codes, `(batch, num_codes,
+        hidden_size)`.
+        """
         self._require_code_branch()
         if not self.config.use_reconstruction_decoder:
             raise ValueError(
                 "This image tokenizer has no reconstruction decoder: the files it was converted from hold none. "
-                "Features of images need pixel_values."
+                "Compute features of images from pixel_values instead of codes."
             )
         return self.reconstruction_decoder(self.decode_layer(self._code_vectors(codes, None)))
 
     def generate_embeddings(self, code_vectors: torch.Tensor, code_mask: torch.Tensor | None = None) -> torch.Tensor:
         """
-        Generation decoder and Reverse Q-Former, `(batch, k, code_dim)` -> `(batch, 77, generation_dim)`.
+        Run the generation decoder and the Reverse Q-Former, `(batch, k, code_dim)` -> `(batch, 77, generation_dim)`.
 
         Args:
             code_mask: `(batch, k)`, False where a code is missing.
@@ -307,11 +332,12 @@ class SeedModel(SeedPreTrainedModel):
         causal_embeddings: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        L2-normalised contrastive features of images, from exactly one of the arguments.
+        Return L2-normalised contrastive features of images, from exactly one of the arguments.
 
         Returns:
-            `(batch, projection_dim)` of the last query, which alone has seen all others (paper, section 3.1); for a
-            bidirectional Q-Former (BLIP-2) `(batch, num_queries, projection_dim)`, of which the best counts.
+            `(batch, projection_dim)`, the feature of the last query, which alone has seen all others (paper, section
+            3.1). A bidirectional Q-Former (BLIP-2) gives `(batch, num_queries, projection_dim)`; the query most similar
+            to a text counts.
         """
         self._require_text_branch()
         _require_one(
@@ -332,8 +358,8 @@ class SeedModel(SeedPreTrainedModel):
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
         """
-        L2-normalised contrastive features of texts, `(batch, length)` -> `(batch, projection_dim)`, read from the
-        first token (`[CLS]`).
+        Return L2-normalised contrastive features of texts, `(batch, length)` -> `(batch, projection_dim)`, read from
+        the first token (`[CLS]`).
         """
         self._require_text_branch()
         hidden_states = self.qformer(input_ids=input_ids, attention_mask=attention_mask)
@@ -350,7 +376,7 @@ class SeedModel(SeedPreTrainedModel):
         **kwargs,
     ) -> SeedOutput:
         """
-        The whole tokenizer: images to codes and on to generation embeddings, or codes to generation embeddings.
+        Turn images into codes and these into generation embeddings, or given codes into generation embeddings.
 
         Args:
             pixel_values: `(batch, 3, height, width)`.
@@ -370,8 +396,8 @@ class SeedModel(SeedPreTrainedModel):
 
     def set_empty_prompt_embeds(self, embeds: torch.Tensor) -> None:
         """
-        Stores the text features of the empty prompt, `(1, 77, generation_dim)`, which diffusion guidance needs, so
-        that drawing from codes needs no text encoder.
+        Store the text features of the empty prompt, `(1, 77, generation_dim)`. Diffusion guidance needs them; with
+        them stored, drawing from codes needs no text encoder.
         """
         expected = (1, self.config.reverse_qformer_config.num_queries, self.config.generation_dim)
         if tuple(embeds.shape) != expected:
@@ -382,19 +408,14 @@ class SeedModel(SeedPreTrainedModel):
     @torch.no_grad()
     def initialize_code_layers(self, causal_embeddings: torch.Tensor, scale: float = 0.25) -> None:
         """
-        Starts the layers around the codebook on the principal components of causal embeddings (our choice): the encode
+        Start the layers around the codebook on the principal components of causal embeddings (our choice): the encode
         layer projects onto the first `code_dim`, the decode layer goes back, both in the linear part of their tanh.
 
         Args:
             causal_embeddings: `(n, num_codes, hidden_size)`; some thousand rows in all are enough.
-            scale: of the code vectors against the components.
-
-        Raises:
-            ValueError: code vectors wider than the causal embeddings, which have no more components.
+            scale: the factor from a component to the code vector's coordinate.
         """
         width, code_dim = self.decode_layer[2].out_features, self.config.code_dim
-        if code_dim > width:
-            raise ValueError(f"code_dim is {code_dim}; causal embeddings of width {width} have {width} components.")
         rows = causal_embeddings.reshape(-1, width).float()
         mean = rows.mean(dim=0)
         # Components of the variation within a position: what a position always says needs no code.
@@ -414,23 +435,34 @@ class SeedModel(SeedPreTrainedModel):
 
     def codes_hash(self) -> str:
         """
-        SHA-256 of the weights that decide an image's codes; it stands beside codes that are stored, and a language
-        model and its processor remember it.
+        Return the SHA-256 of the weights that decide an image's codes. It is stored with codes, with the language model
+        that reads them and with its processor.
 
         The values are hashed as float32, so that a checkpoint in bfloat16 has one hash in whatever dtype it is loaded;
-        the text branch and what follows the codebook do not count.
+        the text branch and what follows the codebook do not count. It is computed once, and again only after a change
+        of the weights.
         """
-        digest = hashlib.sha256()
         tensors = self.state_dict()
         if any(tensor.is_meta for tensor in tensors.values()):  # offloaded by accelerate
             tensors = get_state_dict_offloaded_model(self)
-        for name, tensor in sorted(tensors.items()):
-            if _MAKES_CODES.match(name) and not _READS_TEXT.match(name):
-                tensor = tensor.detach().cpu()
-                tensor = (tensor.float() if tensor.is_floating_point() else tensor).contiguous()
+        tensors = {
+            name: tensor.detach().cpu()
+            for name, tensor in sorted(tensors.items())
+            if _MAKES_CODES.match(name) and not _READS_TEXT.match(name)
+        }
+        # A checksum of the values says whether they have changed. It takes a fraction of the hash's time. Tensors'
+        # version counters would take none, but they miss what is written through `.data` or NumPy.
+        checksums = {name: (tensor.dtype, zlib.crc32(_bytes_of(tensor))) for name, tensor in tensors.items()}
+        known, codes_hash = self._known_codes_hash
+        if checksums != known:
+            digest = hashlib.sha256()
+            for name, tensor in tensors.items():
+                tensor = tensor.float() if tensor.is_floating_point() else tensor
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+                digest.update(_bytes_of(tensor))
+            codes_hash = digest.hexdigest()
+            self._known_codes_hash = checksums, codes_hash
+        return codes_hash
 
     def _code_vectors(self, codes: torch.LongTensor, prefix_length: int | None) -> torch.Tensor:
         self._require_code_branch()
@@ -455,6 +487,10 @@ class SeedModel(SeedPreTrainedModel):
     def _require_text_branch(self) -> None:
         if not self.config.use_text_branch:
             raise ValueError("This model was loaded without its text branch; load it with use_text_branch=True.")
+
+
+def _bytes_of(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _require_one(**arguments: torch.Tensor | None) -> None:

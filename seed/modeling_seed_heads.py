@@ -19,8 +19,9 @@ from .losses_seed import (
     reconstruction_loss,
 )
 from .modeling_seed import SeedModel, SeedPreTrainedModel
+from .quantization_seed import count_codes
 
-# As released; learned from there.
+# The released start of the learned temperature.
 INITIAL_TEMPERATURE = 0.07
 # CLIP's bound, 1 / 100: a lower temperature makes the similarities explode.
 MIN_TEMPERATURE = 0.01
@@ -29,23 +30,28 @@ MIN_TEMPERATURE = 0.01
 @dataclass
 class SeedTrainingOutput(ModelOutput):
     """
+    The output of a training head.
+
     Args:
         loss (`torch.FloatTensor`): scalar to minimise.
-        losses (`dict[str, torch.Tensor]`): its named terms, unweighted and detached, and what else is worth logging.
-        codes (`torch.LongTensor` of shape `(batch, num_codes)`): stage II only.
+        losses (`dict[str, torch.Tensor]`): the loss's named terms, unweighted and detached, and other values to log.
+        codes (`torch.LongTensor` of shape `(batch, num_codes)`): the codes of the images; stage II only.
+        code_counts (`torch.LongTensor` of shape `(codebook_size,)`): how often each code occurs in this process's
+            batch; stage II only.
     """
 
     loss: torch.FloatTensor | None = None
     losses: dict | None = None
     codes: torch.LongTensor | None = None
+    code_counts: torch.LongTensor | None = None
 
 
 class SeedForContrastiveLearning(SeedPreTrainedModel):
     """
-    Stage I: the Causal Q-Former learns that its last embedding says what the caption says (paper, section 3.1).
+    Stage I: the Causal Q-Former's last embedding learns to agree with the caption (paper, section 3.1).
 
     Args:
-        label_smoothing: 0.1 in the released recipe.
+        label_smoothing: smoothing of the contrastive targets; 0.1 in the released recipe.
     """
 
     main_input_name = "input_ids"
@@ -75,6 +81,8 @@ class SeedForContrastiveLearning(SeedPreTrainedModel):
         **kwargs,
     ) -> SeedTrainingOutput:
         """
+        Compute the contrastive loss of a batch.
+
         Args:
             input_ids, attention_mask: `(batch, length)`, one caption per image.
             groups: `(batch,)`; images of one concept share a number and are positives of each other's captions.
@@ -88,7 +96,7 @@ class SeedForContrastiveLearning(SeedPreTrainedModel):
         text_features = self.model.get_text_features(input_ids, attention_mask)
         all_images, all_texts = gather_with_gradient(image_features), gather_with_gradient(text_features)
         all_groups = gather_with_gradient(groups)
-        # In place of a clamp, whose gradient is zero beyond the bound.
+        # A clamp alone would have no gradient beyond the bound.
         temperature = self.temperature + (self.temperature.clamp(min=MIN_TEMPERATURE) - self.temperature).detach()
         targets = contrastive_targets(groups, all_groups)
         loss = contrastive_loss(
@@ -137,7 +145,7 @@ class SeedForImageTextPretraining(SeedForContrastiveLearning):
         return_loss: bool = True,
         **kwargs,
     ) -> SeedTrainingOutput:
-        """Arguments as in [`SeedForContrastiveLearning.forward`]."""
+        """Compute the three losses; the arguments are those of [`SeedForContrastiveLearning.forward`]."""
         features = self.model.encode_vision(pixel_values, vision_features)
         queries = self.model.qformer(features)
         image_features = nn.functional.normalize(self.model.vision_projection(queries).float(), dim=-1)
@@ -157,12 +165,12 @@ class SeedForImageTextPretraining(SeedForContrastiveLearning):
 
     def _match(self, features, input_ids, attention_mask, groups, similarity):
         """
-        True pairs against hard negative texts, drawn by their similarity among those of other concepts (BLIP-2 draws
-        hard negative images too; leaving them out halves the cost, our choice).
+        Return the loss of telling true pairs from pairs with hard negative texts, which are drawn by similarity among
+        the texts of other concepts. BLIP-2 also draws hard negative images; we leave them out, which halves the cost.
 
         Args:
-            similarity: `(batch, batch)` of images and texts, divided by the temperature as in the contrastive loss:
-                cosines alone would draw nearly at random.
+            similarity: `(batch, batch)`, of images and texts, divided by the temperature as in the contrastive loss.
+                Cosines alone would draw nearly at random.
         """
         weights = similarity.float().softmax(dim=1).masked_fill(groups[:, None] == groups[None, :], 0.0) + 1e-9
         wrong_text = torch.multinomial(weights, 1).squeeze(1)
@@ -170,7 +178,7 @@ class SeedForImageTextPretraining(SeedForContrastiveLearning):
         mask = torch.cat([attention_mask, attention_mask[wrong_text]])
         hidden_states = self.model.qformer(torch.cat([features, features]), words, mask)
         logits = self.matching_head(hidden_states[:, : self.config.num_codes]).mean(dim=1)
-        # A batch of one concept has no true negative: a drawn pair of the same concept is a match.
+        # In a batch of one concept there is no true negative, and a drawn pair of the same concept is a match.
         negative_is_match = groups[wrong_text] == groups
         labels = torch.cat([torch.ones_like(negative_is_match, dtype=torch.long), negative_is_match.long()])
         return matching_loss(logits, labels)
@@ -187,24 +195,25 @@ class SeedForQuantization(SeedPreTrainedModel):
     Stage II: codebook, reconstruction decoder, generation decoder and Reverse Q-Former on a frozen stage I (paper,
     section 3.2).
 
-    Class attributes are the released recipe's weights; a training script overrides them on the instance.
+    The settings are class attributes with the released recipe's values; a training script overrides them on the
+    instance.
 
     Args:
         quantization_weight, generation_weight, reconstruction_weight: factors of the three losses, 5, 0.5 and 2.
-        last_reconstruction_weight: how much the last causal embedding, which is the image feature of retrieval, counts
-            in the reconstruction beside the mean over all (our choice; 0 in the released recipe: one of num_codes).
-        pca_initialization: starts the encode and decode layers on the principal components of the causal embeddings
-            (our choice: in short trainings a random start leaves much of the code vectors' width unused; off in the
+        last_reconstruction_weight: weight of the last causal embedding, which is the image feature of retrieval, in the
+            reconstruction loss, beside the mean over all (our choice; 0 in the released recipe).
+        pca_initialization: start the encode and decode layers on the principal components of the causal embeddings (our
+            choice, because in short trainings a random start leaves much of the code vectors' width unused; off in the
             released recipe).
-        prefix_probability: how often a training example shows the decoders only its first k codes, k uniform in
+        prefix_probability: share of the training examples that show the decoders only their first k codes, k uniform in
             1 .. num_codes (our choice, so that prefixes can be drawn; 0 in the released recipe).
-        kmeans_initialization: puts the codebook on the data when training starts (our choice; off in the released
-            recipe). Both are done by `initialize_from_embeddings`.
-        revival_interval: forward passes in training between revivals of codes that had no hit in that time; 0 never
-            revives (released). With gradient accumulation there are several to a step of the optimiser.
+        kmeans_initialization: put the codebook on the data before training starts (our choice; off in the released
+            recipe). `initialize_from_embeddings` does both initialisations.
+        revival_interval: number of training forward passes after which codes without a hit are revived; 0 (released)
+            never revives. With gradient accumulation one step of the optimiser has several forward passes.
 
     Raises:
-        ValueError: the config is without the code branch's reconstruction decoder, which is trained here.
+        ValueError: the config switches off the reconstruction decoder, which is trained here.
     """
 
     quantization_weight = 5.0
@@ -225,7 +234,7 @@ class SeedForQuantization(SeedPreTrainedModel):
             )
         super().__init__(config)
         self.model = SeedModel(config)
-        # Part of the checkpoint, so that a resumed run revives the same codes.
+        # They are part of the checkpoint, so that a resumed run revives the same codes. Without revival they stay zero.
         self.register_buffer("code_counts", torch.zeros(config.codebook_size, dtype=torch.long))
         self.register_buffer("training_steps", torch.zeros((), dtype=torch.long))
         self.post_init()
@@ -240,13 +249,13 @@ class SeedForQuantization(SeedPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in [`SeedPreTrainedModel.from_pretrained`]; what stage I trained comes back frozen."""
+        """Load a checkpoint as [`SeedPreTrainedModel.from_pretrained`] does; what stage I trained is frozen again."""
         loaded = super().from_pretrained(*args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_stage_one()
         return loaded
 
     def freeze_stage_one(self) -> None:
-        """Stops the gradient of everything that stage I trained."""
+        """Stop the gradient of everything that stage I trained."""
         for module in self._stage_one_modules():
             module.requires_grad_(False)
 
@@ -271,9 +280,13 @@ class SeedForQuantization(SeedPreTrainedModel):
         **kwargs,
     ) -> SeedTrainingOutput:
         """
+        Compute the losses of a batch, given exactly one form of its images.
+
         Args:
             text_features: `(batch, 77, generation_dim)`, Stable Diffusion's features of one fixed caption per image.
-            pixel_values, vision_features, causal_embeddings: the image, or what was cached of it.
+            pixel_values: `(batch, 3, height, width)`.
+            vision_features: `(batch, patches, vision_dim)`, cached.
+            causal_embeddings: `(batch, num_codes, hidden_size)`, cached.
         """
         model = self.model
         if causal_embeddings is None:
@@ -281,7 +294,8 @@ class SeedForQuantization(SeedPreTrainedModel):
                 causal_embeddings = model.get_causal_embeddings(pixel_values, vision_features)
         causal_embeddings = causal_embeddings.to(self.dtype)
         vectors = model.encode_causal_embeddings(causal_embeddings)
-        if self.training:
+        revives = self.training and self.revival_interval > 0
+        if revives:
             self._revive_codes(vectors.detach())
         quantized = model.quantizer(vectors)
         code_mask = self._sample_prefixes(quantized.codes) if self.training else None
@@ -297,21 +311,18 @@ class SeedForQuantization(SeedPreTrainedModel):
             + self.generation_weight * generation
             + self.reconstruction_weight * reconstruction
         )
-        if self.training:
-            hits = torch.bincount(quantized.codes.flatten(), minlength=len(self.code_counts))
-            if dist.is_initialized():
-                dist.all_reduce(hits)
-            self.code_counts += hits
-            self.training_steps += 1
+        code_counts = count_codes(quantized.codes, self.config.codebook_size)
+        if revives:
+            self._count_hits(code_counts)
         losses = {
             "quantization": quantized.loss.detach(),
             "generation": generation.detach(),
             "reconstruction": reconstruction.detach(),
         }
-        return SeedTrainingOutput(loss=loss, losses=losses, codes=quantized.codes)
+        return SeedTrainingOutput(loss=loss, losses=losses, codes=quantized.codes, code_counts=code_counts)
 
     def _sample_prefixes(self, codes: torch.LongTensor) -> torch.Tensor | None:
-        """`(batch, num_codes)` mask that shows some examples only their first k codes."""
+        """Return a mask, `(batch, num_codes)`, that shows some examples only their first k codes; None shows all."""
         if not self.prefix_probability:
             return None
         batch, num_codes = codes.shape
@@ -322,12 +333,11 @@ class SeedForQuantization(SeedPreTrainedModel):
     @torch.no_grad()
     def initialize_from_embeddings(self, causal_embeddings: torch.Tensor) -> None:
         """
-        Puts the code layers and the codebook on the data, as `pca_initialization` and `kmeans_initialization` ask for;
-        once, before training.
+        Put the code layers and the codebook on the data before training, as far as `pca_initialization` and
+        `kmeans_initialization` are set.
 
         Args:
-            causal_embeddings: `(n, num_codes, hidden_size)`, of pictures to train on; some 16 vectors per code are
-                enough.
+            causal_embeddings: `(n, num_codes, hidden_size)`, of training pictures; some 16 vectors per code are enough.
         """
         causal_embeddings = causal_embeddings.to(self.dtype)
         if self.pca_initialization:
@@ -338,9 +348,9 @@ class SeedForQuantization(SeedPreTrainedModel):
 
     @torch.no_grad()
     def _revive_codes(self, vectors: torch.Tensor) -> None:
-        """Moves dead codes onto the data every `revival_interval` forward passes."""
+        """Move dead codes onto the data every `revival_interval` forward passes."""
         step = int(self.training_steps)
-        if not self.revival_interval or step == 0 or step % self.revival_interval:
+        if step == 0 or step % self.revival_interval:
             return
         vectors = gather_with_gradient(vectors).flatten(0, 1)
         # The same generator on every process keeps their codebooks equal.
@@ -348,9 +358,22 @@ class SeedForQuantization(SeedPreTrainedModel):
         self.model.quantizer.revive_codes(vectors, self.code_counts == 0, generator)
         self.code_counts.zero_()
 
+    def _count_hits(self, code_counts: torch.LongTensor) -> None:
+        """
+        Add the hits of one forward pass, of all processes, to the buffers.
+
+        They are summed at every pass, not at a revival only: DDP copies the main process's buffers to the others, and
+        a checkpoint holds the main process's, so that hits which only their own process knows would be lost.
+        """
+        if dist.is_initialized():
+            code_counts = code_counts.clone()
+            dist.all_reduce(code_counts)
+        self.code_counts += code_counts
+        self.training_steps += 1
+
 
 def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
-    """Concatenates `(batch, ...)` over processes; the gradient flows back to each (a plain gather would drop it)."""
+    """Concatenate `(batch, ...)` over processes; the gradient flows back to each (a plain gather would drop it)."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return tensor
     if not tensor.requires_grad:

@@ -1,8 +1,8 @@
 """
 The extension that lets a causal language model read and write images: visual tokens beside its own vocabulary.
 
-The text model's embedding and head stay as they are, bit for bit; what is new are two modules of their own, the visual
-embeddings and the visual head (DESIGN: so LoRA saves them whole, and ties between the text tables are never touched).
+The text model's embedding and head stay as they are, bit for bit. Two new modules stand beside them, the visual
+embeddings and the visual head, so that LoRA saves these whole and never touches a tie between the text model's tables.
 """
 
 import weakref
@@ -20,20 +20,21 @@ from .generation_seed import FROM_ALL_TOKENS, WORD_SEARCH, SeedGenerationMixin
 from .modeling_seed_visual_tokens import SeedInputEmbeddings, SeedVisualEmbeddings, VisualLinear
 from .repository_seed import SeedRepository
 
-# The modules that are trained whole beside LoRA: peft's `modules_to_save`.
+# The modules that are trained whole beside LoRA, as peft's `modules_to_save`.
 VISUAL_MODULES = ("visual_embeddings", "visual_head")
 _NO_CODE_EMBEDDINGS = (
     "the adapter has code embeddings, and this model has none. Load it with seed.training.lora.load_adapter, which "
-    "gives it some, or call model.add_code_embeddings() before."
+    "adds them to the model, or call model.add_code_embeddings() first."
 )
 
 
 class SeedLanguageModelMixin(SeedGenerationMixin, CompleteCheckpointMixin):
     """
-    Put before a `...ForCausalLM` class of transformers, whose text embedding and head it extends by visual tokens.
+    A mixin for a `...ForCausalLM` class of transformers, named before it, that extends the embedding and head by visual
+    tokens.
 
-    A subclass names in `text_model_class` the class it extends, and is given a configuration that combines
-    [`SeedVocabularyFields`] with that class's own.
+    A subclass names the class that it extends in `text_model_class`. Its configuration class combines
+    [`SeedVocabularyFields`] with the configuration class of the text model.
     """
 
     text_model_class: type[PreTrainedModel]
@@ -43,7 +44,7 @@ class SeedLanguageModelMixin(SeedGenerationMixin, CompleteCheckpointMixin):
 
     def __init__(self, config):
         total = config.vocab_size
-        # The text model builds its tables by `vocab_size`, which means the text's rows to it.
+        # The text model builds its tables with `vocab_size` rows, which are the text's rows only.
         config.vocab_size = config.text_embedding_rows
         try:
             super().__init__(config)
@@ -54,11 +55,11 @@ class SeedLanguageModelMixin(SeedGenerationMixin, CompleteCheckpointMixin):
         self.visual_embeddings = SeedVisualEmbeddings(config, words.embedding_dim)
         self.visual_head = VisualLinear(self.lm_head.in_features, 2 + config.codebook_size, bias=False)
         self.post_init()
-        self.get_input_embeddings()  # so that the decoder alone knows where visual embeddings come from
+        self.get_input_embeddings()  # it tells the embedding of the decoder where the visual embeddings are
 
     def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)  # of a copy, or from a pickle
-        self.get_input_embeddings()
+        super().__setstate__(state)
+        self.get_input_embeddings()  # a copied or unpickled embedding has no model yet
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -67,14 +68,14 @@ class SeedLanguageModelMixin(SeedGenerationMixin, CompleteCheckpointMixin):
             init.normal_(module.codebook)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
-        # peft loads adapters leniently, and would leave these out in silence.
+        # peft loads adapters leniently and would leave code embeddings out in silence.
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
         if not self.config.code_embeddings and f"{prefix}visual_embeddings.codes.weight" in state_dict:
             errors.append(_NO_CODE_EMBEDDINGS)
 
     def load_adapter(self, *args, **kwargs):
         """
-        As in transformers; `from_pretrained` calls it where it is given the folder of an adapter.
+        Load an adapter as transformers does. `from_pretrained` calls this if it is given an adapter's folder.
 
         Raises:
             ValueError: the adapter has code embeddings, and this model has none.
@@ -88,15 +89,15 @@ class SeedLanguageModelMixin(SeedGenerationMixin, CompleteCheckpointMixin):
     # Words and visual tokens in and out ------------------------------------------------------------------------------
 
     def get_input_embeddings(self) -> nn.Module:
-        """Embeds words and visual tokens, as `embed_ids` does; its weight has the words' rows."""
+        """Return the module that embeds words and visual tokens; its weight has the words' rows."""
         embeddings = super().get_input_embeddings()
-        for module in embeddings.modules():  # itself, or the copies in a wrapper of peft
+        for module in embeddings.modules():  # the embedding itself, or its copies in a wrapper of peft
             if isinstance(module, SeedInputEmbeddings):
                 module.model = weakref.ref(self)
         return embeddings
 
     def embed_ids(self, input_ids: torch.LongTensor) -> torch.Tensor:
-        """Embeddings of words and visual tokens, `(batch, length)` -> `(batch, length, dim)`."""
+        """Embed words and visual tokens, `(batch, length)` -> `(batch, length, dim)`."""
         embeddings = self.get_input_embeddings()
         if isinstance(embeddings, SeedInputEmbeddings):
             words = embeddings(input_ids, words_only=True)
@@ -111,11 +112,11 @@ class SeedLanguageModelMixin(SeedGenerationMixin, CompleteCheckpointMixin):
 
     def compute_logits(self, hidden_states: torch.Tensor, generation_mode: str | None = None) -> torch.Tensor:
         """
-        Scores of the next token, `(..., dim)` -> `(..., vocab_size)`.
+        Return the scores of the next token, `(..., dim)` -> `(..., vocab_size)`.
 
         Args:
-            generation_mode: "text" or "image" computes only the rows of words or of visual tokens; the other tokens
-                get the dtype's minimum. None or "interleaved" computes all.
+            generation_mode: "text" computes the scores of words only and "image" those of visual tokens only; the other
+                tokens get the dtype's minimum. None or "interleaved" computes all scores.
         """
         first, vocab_size = self.config.boi_token_id, self.config.vocab_size
         if generation_mode == "image":
@@ -124,7 +125,7 @@ class SeedLanguageModelMixin(SeedGenerationMixin, CompleteCheckpointMixin):
         words = self.lm_head(hidden_states)[..., :first]
         if generation_mode == "text":
             return nn.functional.pad(words, (0, vocab_size - first), value=torch.finfo(words.dtype).min)
-        # With the layers spread over devices, the two heads may be on different ones.
+        # If the layers are spread over devices, the two heads may be on different ones.
         return torch.cat([words, self.visual_head(hidden_states).to(words)], dim=-1)
 
     def forward(
@@ -142,19 +143,19 @@ class SeedLanguageModelMixin(SeedGenerationMixin, CompleteCheckpointMixin):
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """
-        As the text model's forward, with words and visual tokens in `input_ids`.
+        Run the language model as the text model's forward does, with words and visual tokens in `input_ids`.
 
         Args:
             attention_mask: `(batch, length)`, or `(batch, 1, length, length)` for packed rows, bool (True: attend) or
                 additive.
-            labels: `(batch, length)`, aligned with `input_ids` (shifted here); -100 where there is no loss. The
-                cross-entropy runs over words and visual tokens together, in float32. Only labelled positions go
-                through the heads, and in training mode `logits` is None.
+            labels: `(batch, length)`, aligned with `input_ids` (they are shifted here); -100 where there is no loss.
+                The cross-entropy is computed over words and visual tokens together, in float32. Only labelled positions
+                go through the heads, and in training mode `logits` is None.
             generation_mode: see `compute_logits`.
-            num_items_in_batch: labels in the whole (accumulated) batch, as `Trainer` counts them; the loss is the sum
-                divided by it.
-            kwargs: handed on to the text model's decoder; among them the cache, by the name that the installed
-                transformers has for it.
+            num_items_in_batch: number of labels in the whole (accumulated) batch, as `Trainer` counts them. The loss is
+                the sum divided by it; None takes the labels given here.
+            kwargs: further arguments of the text model's decoder. The cache is one of them, under the name that the
+                installed transformers gives it.
         """
         if inputs_embeds is None and input_ids is not None:
             inputs_embeds, input_ids = self.embed_ids(input_ids), None
@@ -179,14 +180,17 @@ class SeedLanguageModelMixin(SeedGenerationMixin, CompleteCheckpointMixin):
             else:
                 kept = hidden_states[:, logits_to_keep]
             logits = self.compute_logits(kept, generation_mode)
-        # The cache (whatever transformers calls it), hidden states and attentions, as far as they are asked for.
+        # They are the cache (whatever transformers calls it), hidden states and attentions, as far as requested.
         others = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         result = CausalLMOutputWithPast(loss=loss, logits=logits, **others)
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return result if return_dict else result.to_tuple()
 
     def _fit_packed_mask(self, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """A bool mask as the attention back end reads it; "eager" would add True and False to the scores as 1 and 0."""
+        """
+        Return a bool mask in the form that the attention implementation reads. "eager" would add True and False to the
+        scores as 1 and 0.
+        """
         implementation = self.config._attn_implementation
         if implementation == "eager":
             return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
@@ -201,7 +205,7 @@ class SeedLanguageModelMixin(SeedGenerationMixin, CompleteCheckpointMixin):
         targets = labels[:, 1:].to(hidden_states.device)
         labelled = targets != -100
         logits = self.compute_logits(hidden_states[:, :-1][labelled]).float()
-        # With the layers spread over devices, the head may be on another one than the last of them.
+        # If the layers are spread over devices, the head may be on another one than the last layer.
         targets = targets[labelled].to(logits.device)
         total = nn.functional.cross_entropy(logits, targets, reduction="sum")
         if num_items is None:
@@ -221,30 +225,48 @@ class SeedLanguageModelMixin(SeedGenerationMixin, CompleteCheckpointMixin):
         code_embeddings: bool = False,
     ):
         """
-        Extends a text model by the visual tokens of an image tokenizer.
+        Extend a text model by the visual tokens of an image tokenizer.
 
-        The new model shares the text model's parameters (nothing is copied, so it takes seconds at any size); its
-        scores of words equal the text model's, bit for bit. The new rows start at the scale of the text's. Its
-        generation configuration is the text model's, except that words are searched as `WORD_SEARCH` says.
+        The new model shares the text model's parameters. Nothing is copied, so this takes seconds at any size. The
+        scores of words equal the text model's, bit for bit. The new rows start at the scale of the text model's rows.
+        The generation configuration is the text model's, except that words are searched as `WORD_SEARCH` says.
 
         Args:
             text_model: a pretrained model of `cls.text_model_class`.
-            seed_model: [`SeedModel`], whose codebook the visual embeddings project.
-            text_vocab_size: entries of the text tokenizer, `len(tokenizer)`, where the text model's tables have spare
-                rows (OPT: 50265 of 50272); all rows if None.
-            code_embeddings: see the configuration.
+            seed_model: the [`SeedModel`] whose codebook the visual embeddings project.
+            text_vocab_size: entries of the text tokenizer, `len(tokenizer)`, if the text model's tables have spare rows
+                (OPT: 50265 of 50272); None takes all rows.
+            code_embeddings: see [`SeedVocabularyFields`].
 
         Raises:
-            TypeError: the text model is of another class.
-            ValueError: the tokenizer has more entries than the text model has rows; or the text model is quantised,
+            TypeError: the text model has another class.
+            ValueError: the tokenizer has more entries than the text model has rows, or the text model is quantised,
                 offloaded or spread over devices.
+
+        Example:
+
+        ```python
+        from transformers import OPTConfig, OPTForCausalLM
+
+        import seed
+
+        # A tiny OPT with random weights; a real one comes from OPTForCausalLM.from_pretrained.
+        config = OPTConfig(
+            vocab_size=300, hidden_size=32, word_embed_proj_dim=32, ffn_dim=64,
+            num_hidden_layers=2, num_attention_heads=2,
+        )
+        opt = OPTForCausalLM(config)
+        seed_model = seed.SeedModel.from_pretrained(seed.default_model(), subfolder="image_tokenizer")
+        model = seed.SeedOPTForCausalLM.from_text_model(opt, seed_model)
+        assert model.config.vocab_size == 300 + 2 + seed_model.config.codebook_size
+        ```
         """
         if not isinstance(text_model, cls.text_model_class) or isinstance(text_model, SeedLanguageModelMixin):
             raise TypeError(
                 f"{cls.__name__} extends {cls.text_model_class.__name__}; got a {type(text_model).__name__}."
             )
         spread = len(set((getattr(text_model, "hf_device_map", None) or {"": 0}).values())) > 1
-        # Not by its configuration, which also names formats that were unpacked on loading, such as GGUF.
+        # The configuration would not tell: it also names formats that were unpacked on loading, such as GGUF.
         quantized = not all(parameter.is_floating_point() for parameter in text_model.parameters())
         if spread or quantized or any(parameter.is_meta for parameter in text_model.parameters()):
             raise ValueError(
@@ -282,11 +304,11 @@ class SeedLanguageModelMixin(SeedGenerationMixin, CompleteCheckpointMixin):
     @torch.no_grad()
     def add_code_embeddings(self) -> None:
         """
-        Gives every code an input embedding of its own beside the projection of its vector, if there is none yet; zero,
-        so that nothing changes before it is trained.
+        Give every code an input embedding of its own beside the projection of its vector, if there is none yet. It
+        starts at zero, so that nothing changes before it is trained.
 
         Raises:
-            ValueError: LoRA has been added already; its copy of the visual modules would stay without.
+            ValueError: LoRA has been added already, and its copy of the visual modules would get no code embeddings.
         """
         if self.config.code_embeddings:
             return
@@ -301,7 +323,7 @@ class SeedLanguageModelMixin(SeedGenerationMixin, CompleteCheckpointMixin):
 
     @torch.no_grad()
     def _start_visual_modules(self, codebook: torch.Tensor) -> None:
-        """New rows of about the text rows' scale (our choice), so that training starts from a sane softmax."""
+        """Draw the new rows at about the text rows' scale (our choice), so that training starts from a sane softmax."""
         embeddings, text = self.visual_embeddings, self.get_input_embeddings().weight
         scale = text.float().std()
         embeddings.codebook.copy_(codebook)
@@ -309,21 +331,24 @@ class SeedLanguageModelMixin(SeedGenerationMixin, CompleteCheckpointMixin):
         embeddings.projection.weight.normal_(std=float(scale / spread))
         embeddings.projection.bias.copy_(text.float().mean(dim=0))
         if embeddings.codes is not None:
-            embeddings.codes.weight.zero_()  # codes start as what their vectors say
+            embeddings.codes.weight.zero_()  # codes start with the projections of their vectors alone
         embeddings.delimiters.weight.normal_(std=float(scale))
         self.visual_head.weight.normal_(std=float(self.lm_head.weight.float().std()))
 
     @torch.no_grad()
     def merge_into_text_model(self, pad_to_multiple_of: int = 64) -> PreTrainedModel:
         """
-        A plain model of `text_model_class` with the same scores, for software that knows only that: words and visual
-        tokens in one table each for input and output (untied), padded to a multiple of 64 rows.
+        Return a plain model of `text_model_class` with the same scores, for software that knows only that class. Words
+        and visual tokens share one table for input and one for output (untied).
 
-        The layers are shared with this model, the tables are new. The padding rows are the mean of all others, which
-        never scores best, and the generation configuration suppresses them.
+        The layers are shared with this model, and the tables are new. The padding rows are the mean of all others,
+        which never scores best, and the generation configuration suppresses them.
+
+        Args:
+            pad_to_multiple_of: the tables are padded to a multiple of this number of rows.
 
         Raises:
-            ValueError: LoRA has been added, and not merged.
+            ValueError: LoRA has been added and not merged.
         """
         if not isinstance(self.visual_embeddings, SeedVisualEmbeddings):
             raise ValueError("This model has LoRA weights: merge them first, with seed.training.lora.merge.")
@@ -359,16 +384,18 @@ class SeedLanguageModelMixin(SeedGenerationMixin, CompleteCheckpointMixin):
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs):
         """
-        Changes nothing, as the vocabulary is fixed; scripts call it to make sure that a tokenizer's words fit.
+        Return the input embeddings unchanged, as the vocabulary is fixed. Scripts call this to make sure that a
+        tokenizer's words fit.
 
         Raises:
-            NotImplementedError: another size: words and visual tokens are contiguous, so nothing can come after them.
+            NotImplementedError: another size is asked for. The visual tokens directly follow the words, so that no word
+                can be added.
         """
         if new_num_tokens in (None, self.config.vocab_size):
             return self.get_input_embeddings()
         raise NotImplementedError(
             "The vocabulary of a SEED language model is fixed: words, <img>, </img>, codes. Add words to the text "
-            "model and its tokenizer first, then extend it with from_text_model."
+            "model and its tokenizer, and then extend the text model with from_text_model."
         )
 
 
@@ -412,17 +439,17 @@ def load_language_model(
 
     Args:
         repository: a local folder, a Hub id, or a [`SeedRepository`].
-        dtype: of the weights; "auto" takes the one they were saved in.
+        dtype: dtype of the weights; "auto" takes the one in which they were saved.
 
     Raises:
-        ValueError: the repository has none.
+        ValueError: the repository has no language model.
     """
     if not isinstance(repository, SeedRepository):
         repository = SeedRepository(repository)
     model_type = repository.model_type()
     if model_type not in LANGUAGE_MODELS:
         raise ValueError(
-            f"{repository.name!r} has no language model: its config.json is of type {model_type!r}, expected one of "
+            f"{repository.name!r} has no language model: its config.json has the type {model_type!r}; expected one of "
             f"{sorted(LANGUAGE_MODELS)}. To caption, answer or draw from words, name a repository with SEED-OPT."
         )
     folder = repository.fetch(["*.json", "model*.safetensors"])
@@ -430,7 +457,7 @@ def load_language_model(
 
 
 def _share_tensors(source: nn.Module, target: nn.Module, skip: tuple[str, ...] = ()) -> None:
-    """Gives `target` the parameters and buffers of `source`, by name."""
+    """Give `target` the parameters and buffers of `source`, by name."""
     tensors = dict(source.named_parameters(remove_duplicate=False)) | dict(source.named_buffers(remove_duplicate=False))
     for name, tensor in tensors.items():
         if name.startswith(skip):

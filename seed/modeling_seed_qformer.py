@@ -25,7 +25,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out, for `attn_implementation="eager"` and to read the weights."""
+    """Compute attention step by step, for `attn_implementation="eager"` and to return the weights."""
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -39,9 +39,10 @@ class SeedAttention(nn.Module):
     Multi-head attention through transformers' attention interface.
 
     Args:
-        config: read for the attention implementation only.
+        config: the configuration that names the attention implementation; nothing else of it is read.
         hidden_size: width of the queries and of the output.
-        encoder_hidden_size: width of keys and values (another sequence's in cross-attention).
+        encoder_hidden_size: width of the states that keys and values are made of (another sequence's in
+            cross-attention).
     """
 
     def __init__(self, config, hidden_size: int, num_heads: int, encoder_hidden_size: int, dropout: float = 0.0):
@@ -88,6 +89,8 @@ class SeedAttention(nn.Module):
 
 
 class SeedMLP(nn.Module):
+    """The two-layer feed-forward network of a transformer block."""
+
     def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str = "gelu"):
         super().__init__()
         self.fc1 = nn.Linear(hidden_size, intermediate_size)
@@ -100,8 +103,8 @@ class SeedMLP(nn.Module):
 
 class SeedQFormerLayer(GradientCheckpointingLayer):
     """
-    A post-norm BERT layer. Queries and words share the self-attention; each has a feed-forward network of its own, and
-    only queries have cross-attention (BLIP-2, section 3.1).
+    A post-norm BERT layer. Queries and words share the self-attention. Each has its own feed-forward network, and only
+    the queries have cross-attention (BLIP-2, section 3.1).
     """
 
     def __init__(
@@ -148,17 +151,18 @@ class SeedQFormerLayer(GradientCheckpointingLayer):
 
 class SeedQFormer(PreTrainedModel):
     """
-    Queries that read `encoder_hidden_states`, words, or both.
+    A Q-Former. It runs queries that read `encoder_hidden_states`, words, or both.
 
-    Self-attention sees (paper, section 3.1; OFFICIAL masks of the released code):
-    queries alone - earlier queries and itself if `config.causal`, else every query; words alone - every word;
-    queries with words - queries among themselves as alone, everything else visible;
-    with `causal_text` - queries see no word, a word sees every query and the words up to itself (captioning).
+    What a position sees in self-attention (paper, section 3.1; masks of the released code):
+    - Queries without words: a query sees itself and earlier queries if `config.causal` is set, else every query.
+    - Words without queries: a word sees every word.
+    - Both: queries see each other as they do without words; everything else is visible.
+    - Both with `causal_text` (captioning): queries see no word; a word sees every query and the words up to itself.
     Cross-attention is unmasked unless `encoder_attention_mask` is given.
 
     Args:
-        encoder_hidden_size: width of what the queries read.
-        has_text_branch: whether word embeddings and the words' feed-forward layers exist.
+        encoder_hidden_size: width of the states that the queries read.
+        has_text_branch: True adds word embeddings and the words' feed-forward layers.
     """
 
     config: SeedQFormerConfig
@@ -168,7 +172,7 @@ class SeedQFormer(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _no_split_modules = ["SeedQFormerLayer"]
-    # Of the Causal Q-Former, whose last hidden state the codes are made of; not of the Reverse Q-Former.
+    # They record the Causal Q-Former, from whose last hidden state the codes are made, and not the Reverse Q-Former.
     _can_record_outputs = {
         "hidden_states": OutputRecorder(SeedQFormerLayer, layer_name="qformer.layers"),
         "attentions": OutputRecorder(None, index=1, layer_name="qformer.layers", class_name="self_attn"),
@@ -176,7 +180,6 @@ class SeedQFormer(PreTrainedModel):
 
     def __init__(self, config: SeedQFormerConfig, encoder_hidden_size: int, has_text_branch: bool = False):
         super().__init__(config)
-        self.has_text_branch = has_text_branch
         width = config.hidden_size
         self.query_tokens = nn.Parameter(torch.zeros(1, config.num_queries, width))
         if has_text_branch:
@@ -206,19 +209,19 @@ class SeedQFormer(PreTrainedModel):
         causal_text: bool = False,
     ) -> torch.Tensor:
         """
+        Return the hidden states of queries and words, in this order. At least one of the two is given.
+
         Args:
             encoder_hidden_states: `(batch, positions, encoder_hidden_size)`, what the queries read; None runs the words
                 without queries.
             input_ids: `(batch, length)`; None runs the queries without words.
             attention_mask: `(batch, length)`, 1 for words, 0 for padding.
             encoder_attention_mask: `(batch, positions)`, 1 where a position may be read.
-            causal_text: words see earlier words only and queries see no word.
+            causal_text: words see themselves and earlier words only, and queries see no word.
 
         Returns:
             `(batch, num_queries + length, hidden_size)`, without the part that was not given.
         """
-        if encoder_hidden_states is None and input_ids is None:
-            raise ValueError("Pass encoder_hidden_states for the queries, input_ids for the words, or both.")
         num_queries = 0 if encoder_hidden_states is None else self.config.num_queries
         batch = len(input_ids) if encoder_hidden_states is None else len(encoder_hidden_states)
         parts = []
@@ -245,7 +248,7 @@ class SeedQFormer(PreTrainedModel):
             hidden_states = layer(
                 hidden_states,
                 num_queries,
-                encoder_hidden_states,  # by position, as reentrant checkpointing wants what has a gradient
+                encoder_hidden_states,  # reentrant checkpointing finds gradients of positional arguments only
                 attention_mask=mask,
                 encoder_attention_mask=encoder_attention_mask,
                 is_causal=is_causal,
@@ -253,8 +256,6 @@ class SeedQFormer(PreTrainedModel):
         return hidden_states
 
     def _embed_words(self, input_ids: torch.LongTensor) -> torch.Tensor:
-        if not self.has_text_branch:
-            raise ValueError("This model was loaded without its text branch; load it with use_text_branch=True.")
         length = input_ids.shape[1]
         if length > self.config.max_position_embeddings:
             raise ValueError(
@@ -280,7 +281,7 @@ class SeedQFormer(PreTrainedModel):
 
 
 def _visibility(num_queries: int, causal_queries: bool, causal_text: bool) -> Callable:
-    """Which position sees which, as one of transformers' mask functions (queries come before words)."""
+    """Return which position sees which, as a mask function of transformers (queries come before words)."""
 
     def visible(batch_idx, head_idx, q_idx, kv_idx):
         both_queries = (q_idx < num_queries) & (kv_idx < num_queries)

@@ -1,4 +1,4 @@
-"""The visual tokens of a language model: their input embeddings, and the layer that scores them."""
+"""The visual tokens of a language model: their input embeddings, and the class of their linear layers."""
 
 import weakref
 
@@ -10,9 +10,9 @@ from .configuration_seed_language import SeedVocabularyFields
 
 class VisualLinear(nn.Linear):
     """
-    A linear layer of the visual tokens, which computes in its own dtype whatever the text model's is: in training it is
-    float32 on frozen weights of bfloat16. As a class of its own it is left out where quantised loading replaces every
-    `nn.Linear` (bitsandbytes), so that it can be trained beside a quantised text model.
+    A linear layer of the visual tokens. It computes in its own dtype, whatever the text model's is: in training it is
+    float32 beside frozen bfloat16 weights. Quantised loading (bitsandbytes) replaces every `nn.Linear`, but not this
+    class, so that it can be trained beside a quantised text model.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -21,11 +21,11 @@ class VisualLinear(nn.Linear):
 
 class SeedVisualEmbeddings(nn.Module):
     """
-    Input embeddings of the visual tokens: a fully connected projection of the frozen codebook (paper, section 3.3), to
-    which `config.code_embeddings` adds a row of its own per code, and a row each for `<img>` and `</img>`.
+    Input embeddings of the visual tokens. Codes get a fully connected projection of the frozen codebook (paper, section
+    3.3), to which `config.code_embeddings` adds a row for each code; `<img>` and `</img>` have a row each.
 
     Args:
-        config: with the fields of [`SeedVocabularyFields`].
+        config: a configuration with the fields of [`SeedVocabularyFields`].
         dim: width of the text model's embedding.
     """
 
@@ -37,7 +37,7 @@ class SeedVisualEmbeddings(nn.Module):
         self.delimiters = nn.Embedding(2, dim)
 
     def forward(self, visual_ids: torch.LongTensor) -> torch.Tensor:
-        """`(...)`, 0 for `<img>`, 1 for `</img>`, 2 + k for code k -> `(..., dim)`."""
+        """Embed visual tokens, `(...)` -> `(..., dim)`; 0 is `<img>`, 1 is `</img>` and 2 + k is code k."""
         codes = (visual_ids - 2).clamp(min=0)
         projected = self.projection(self.codebook[codes])
         if self.codes is not None:
@@ -48,29 +48,29 @@ class SeedVisualEmbeddings(nn.Module):
 
 class SeedInputEmbeddings(nn.Embedding):
     """
-    The text model's embedding, same weight and name, which takes ids of visual tokens too: transformers and peft embed
-    whatever a prompt holds by `get_input_embeddings()`. (Not peft's prompt tuning, which looks for a table of
-    `vocab_size` rows; the plain model of `merge_into_text_model` has one.)
+    The text model's embedding, with the same weight and name, that also embeds visual tokens. transformers and peft
+    embed whole prompts with `get_input_embeddings()`. (peft's prompt tuning needs a table of `vocab_size` rows; the
+    plain model of `merge_into_text_model` has one.)
 
     Args:
-        words: the text model's own.
-        first_visual_id: id of `<img>`, with which the visual tokens begin.
+        words: the text model's own embedding.
+        first_visual_id: id of `<img>`, the first visual token.
     """
 
-    # Whose visual embeddings they are; `get_input_embeddings` says so. Not a module of this one, nor copied with it.
-    # None in an embedding that was copied without its model.
+    # The language model that has the visual embeddings; its `get_input_embeddings` sets it. It is neither a submodule
+    # nor copied with the embedding, and None in an embedding that was copied without its model.
     model: weakref.ref | None = None
 
     def __init__(self, words: nn.Embedding, first_visual_id: int):
         super().__init__(*words.weight.shape, padding_idx=words.padding_idx, _weight=words.weight)
-        self.weight = words.weight  # the very parameter, to which the head may be tied
+        self.weight = words.weight  # the same parameter, to which the head may be tied
         self.first_visual_id = first_visual_id
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"model": None}
 
     def forward(self, input_ids: torch.LongTensor, words_only: bool = False) -> torch.Tensor:
-        """`(...)` -> `(..., dim)`; with `words_only` visual tokens get the row of token 0."""
+        """Embed words and visual tokens, `(...)` -> `(..., dim)`; `words_only` embeds visual tokens as token 0."""
         words = super().forward(input_ids.masked_fill(input_ids >= self.first_visual_id, 0))
         if words_only:
             return words

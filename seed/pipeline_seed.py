@@ -35,16 +35,18 @@ from .modeling_seed_language import load_language_model
 from .processing_seed import SeedProcessor
 from .repository_seed import DECODER_FOLDER, DECODER_PARTS, IMAGE_TOKENIZER_FOLDER, POINTER_FILE, SeedRepository
 
-# What a repository says about drawing, in the file that the pipeline shares with SeedProcessor.
+# The settings for drawing that a repository stores, in the file that the pipeline shares with SeedProcessor.
 SETTINGS = ("guidance_scale", "num_inference_steps", "token_guidance_scale", "token_temperature")
 
 
 @dataclass
 class SeedPipelineOutput(BaseOutput):
     """
+    The output of [`SeedPipeline`].
+
     Args:
         images: list of PIL images, or `(batch, height, width, 3)` for `output_type="np"`.
-        codes: `(batch, num_codes)`, from which they were drawn.
+        codes: `(batch, num_codes)`, the codes that the images were drawn from.
     """
 
     images: list[Image.Image] | np.ndarray
@@ -54,12 +56,12 @@ class SeedPipelineOutput(BaseOutput):
 @dataclass(frozen=True)
 class _Source:
     """
-    Where `from_pretrained` found a pipeline's parts; `save_pretrained` takes from there what was not loaded.
+    Where `from_pretrained` found a pipeline's parts; `save_pretrained` takes the parts from there that were not loaded.
 
     Args:
         repository: the SEED repository.
         image_tokenizer: folder of the image tokenizer.
-        decoder, variant: what [`SeedRepository.decoder_folder`] takes.
+        decoder, variant: arguments of [`SeedRepository.decoder_folder`].
     """
 
     repository: SeedRepository
@@ -70,23 +72,39 @@ class _Source:
 
 class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
     """
-    Draws images from SEED codes (paper, section 3.2: the generation embeddings take the place of Stable Diffusion's
-    text features), and with a language model from words.
+    A pipeline that draws images from SEED codes, and with a language model from words. The generation embeddings of the
+    codes take the place of Stable Diffusion's text features (paper, section 3.2).
+
+    The last four arguments are the defaults of `__call__`, and are saved with the pipeline.
 
     Args:
-        image_tokenizer: [`SeedModel`].
-        unet, vae, scheduler: of a Stable Diffusion 1.x model. Any scheduler that its pipeline takes may be set.
-        image_processor: [`SeedImageProcessor`], for images.
-        text_encoder, tokenizer: of the Stable Diffusion model; needed only where the image tokenizer does not hold the
-            empty prompt's features.
+        image_tokenizer: a [`SeedModel`].
+        unet, vae, scheduler: parts of a Stable Diffusion 1.x model. Any scheduler that its pipeline takes may be set.
+        image_processor: the [`SeedImageProcessor`] of the image tokenizer.
+        text_encoder, tokenizer: parts of the Stable Diffusion model, which are needed only if the image tokenizer does
+            not hold the empty prompt's features.
         language_model, processor: [`SeedOPTForCausalLM`] or another SEED language model and its [`SeedProcessor`], to
             draw from prompts.
-        guidance_scale, num_inference_steps: what `__call__` uses if not told otherwise; saved with the pipeline.
-        token_guidance_scale: likewise, of the language model; 1 is off.
-        token_temperature: likewise, at which the codes are sampled; 0 takes the likeliest code each time.
+        guidance_scale: the guidance scale of the diffusion; 1 turns guidance off.
+        num_inference_steps: number of diffusion steps.
+        token_guidance_scale: the guidance scale of the language model; 1 turns guidance off.
+        token_temperature: temperature at which codes are sampled; 0 takes the likeliest code each time.
 
     Raises:
-        ValueError: parts that were not made for each other.
+        ValueError: the parts were not made for each other.
+
+    Example:
+
+    ```python
+    import torch
+
+    import seed
+
+    pipeline = seed.SeedPipeline.from_pretrained(seed.default_model(), language_model=True)
+    drawn = pipeline(prompt="a red apple", num_inference_steps=10, generator=torch.Generator().manual_seed(0))
+    again = pipeline(images=drawn.images, num_inference_steps=10)  # reconstruct them through their codes
+    coarse = pipeline(codes=again.codes, prefix_length=4, num_inference_steps=10)  # from the first four codes only
+    ```
     """
 
     model_cpu_offload_seq = "language_model->text_encoder->image_tokenizer->unet->vae"
@@ -153,21 +171,22 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
         **hub_options,
     ) -> "SeedPipeline":
         """
-        Assembles the pipeline from a repository with the folders `image_tokenizer` and `decoder`, or with pointers to
-        other repositories in their place. Only what is used is downloaded.
+        Assemble the pipeline from a repository with the folders `image_tokenizer` and `decoder`, or with pointers to
+        other repositories in their place. Only the parts that are used are downloaded.
 
         Args:
-            pretrained_model_name_or_path: a local folder or a Hub id; also the image tokenizer's own, if `decoder` is
-                given.
-            decoder: a Stable Diffusion 1.x repository or folder to use instead of the one that is named there; a folder
-                that exists is that folder, also where the repository has one of its name.
-            image_tokenizer: an already loaded [`SeedModel`], to share it.
-            language_model: True loads the repository's language model and processor, too; or an already loaded one.
-            processor: an already loaded [`SeedProcessor`], to share it.
-            dtype: of all weights; "auto" takes that in which the image tokenizer was saved. Codes that are stored or
-                compared should be made in float32.
-            variant: of the decoder's weights, e.g. "fp16"; None takes a variant where that is all there is.
-            unet, vae, scheduler: already loaded ones, instead of the decoder's.
+            pretrained_model_name_or_path: a local folder or a Hub id. If `decoder` is given, the image tokenizer's own
+                repository is enough.
+            decoder: a Stable Diffusion 1.x repository or folder to use instead of the one that the repository names. A
+                local folder comes before a folder of the same name in the repository.
+            image_tokenizer: a loaded [`SeedModel`] to share.
+            language_model: True loads the repository's language model and processor; a loaded language model is shared.
+            processor: a loaded [`SeedProcessor`] to share.
+            dtype: dtype of all weights; "auto" takes the one in which the image tokenizer was saved. Codes that are
+                stored or compared should be made in float32.
+            variant: variant of the decoder's weights, for example "fp16"; None takes a variant if there are no other
+                weights.
+            unet, vae, scheduler: loaded parts to use instead of the decoder's.
             torch_dtype: `dtype` by its older name.
             hub_options: `revision`, `token`, `cache_dir`, `local_files_only` for the Hub.
 
@@ -210,22 +229,22 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         """
         Save the pipeline as a SEED repository: `image_tokenizer/`, `decoder/` (a stock Stable Diffusion repository) and
-        `processor_config.json`; the language model and its processor, if it has them, at the top.
+        `processor_config.json`. A language model and its processor are saved at the top.
 
-        What `from_pretrained` had no use for comes from where it loaded the rest: the image tokenizer's text branch,
-        text tokenizer and captions (unless the image tokenizer is another one since), and the decoder's text encoder
-        and tokenizer. `save_directory` may be the very folder that the pipeline was loaded from.
+        Parts that `from_pretrained` did not load are copied from where it loaded the others: the image tokenizer's text
+        branch, text tokenizer and captions (unless the pipeline has been given another image tokenizer), and the
+        decoder's text encoder and tokenizer. `save_directory` may be the folder that the pipeline was loaded from.
 
         Args:
-            kwargs: as of `DiffusionPipeline.save_pretrained`, applied to the decoder (`variant`, `max_shard_size`).
+            kwargs: arguments of `DiffusionPipeline.save_pretrained` for the decoder (`variant`, `max_shard_size`).
 
         Raises:
-            ValueError: the language model was trained with another image tokenizer, or one of other precision; asked
-                to push, or to pickle.
-            FileNotFoundError, OSError: what the pipeline was loaded from is no longer there.
+            ValueError: the language model was trained with an image tokenizer of other weights or precision, or
+                `push_to_hub` or pickled weights are asked for.
+            FileNotFoundError, OSError: a part that was not loaded is no longer there.
         """
         if kwargs.pop("push_to_hub", False):
-            raise ValueError("Save first, then push with pipeline.push_to_hub(repo_id).")
+            raise ValueError("push_to_hub is True; save first, and then push with pipeline.push_to_hub(repo_id).")
         if not kwargs.get("safe_serialization", True):
             raise ValueError("safe_serialization is False; weights are saved as safetensors only.")
         root = Path(save_directory)
@@ -246,14 +265,14 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
 
     def check_image_tokenizer_hash(self, root: str | Path) -> None:
         """
-        Whether the image tokenizer, as it would be saved, makes the codes that the language model was trained with.
+        Check that the image tokenizer, as it would be saved, makes the codes that the language model was trained with.
 
         Args:
-            root: the folder to save to; if the pipeline was loaded from there, the language model that was left out in
-                loading counts, too.
+            root: the folder to save to. If the pipeline was loaded from there without the language model, that language
+                model is checked.
 
         Raises:
-            ValueError: it does not.
+            ValueError: the image tokenizer makes other codes.
         """
         if self.language_model is not None:
             trained = self.language_model.config.image_tokenizer_hash or self.processor.image_tokenizer_hash
@@ -267,7 +286,7 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
                 f"language model beside which they would be saved was trained with {trained[:12]}...: that repository "
                 "would refuse to read pictures. Load the pipeline in the dtype that the image tokenizer was stored in, "
                 "SeedPipeline.from_pretrained(..., dtype='auto') (pipeline('text-to-image') takes it as decoder=), and "
-                "save that; or save in another folder, without the language model."
+                "save that. Or save to another folder, without the language model."
             )
 
     def _save_image_tokenizer(self, folder: Path) -> None:
@@ -296,27 +315,25 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
     @torch.no_grad()
     def tokenize_images(self, images) -> torch.LongTensor:
         """
-        Codes of images, `(batch, num_codes)`.
+        Return the codes of images, `(batch, num_codes)`.
 
         Args:
-            images: a PIL image, a path, an array or a tensor, or a list of them. Floats of 0 .. 1 are what diffusers
-                returns for "np" and "pt".
+            images: a PIL image, a path, an array or a tensor, or a list of them. Floats lie in 0 .. 1, as diffusers
+                returns them for "np" and "pt".
         """
-        # accelerate's offloading hooks listen to forward only, which would go on to decode the codes.
+        # accelerate's offloading hooks listen to forward, which would also decode the codes. This runs the hooks only.
         tokenize = apply_forward_hook(lambda model, *args: model.get_image_tokens(*args))
         codes = [
             tokenize(self.image_tokenizer, pixel_values.to(self._execution_device))
             for pixel_values in pixel_batches(self.image_processor, images)
         ]
-        if not codes:
-            raise ValueError("images is empty; expected at least one.")
         return torch.cat(codes)
 
     @torch.no_grad()
     def encode_codes(self, codes: torch.LongTensor, prefix_length: int | Sequence[int] | None = None) -> torch.Tensor:
         """
-        Generation embeddings of codes, `(batch, 77, generation_dim)`, in the UNet's dtype: `prompt_embeds` for any
-        Stable Diffusion 1.x pipeline (img2img, ControlNet, GLIGEN, ...).
+        Return the generation embeddings of codes, `(batch, 77, generation_dim)`, in the UNet's dtype. Any Stable
+        Diffusion 1.x pipeline (img2img, ControlNet, GLIGEN, ...) takes them as `prompt_embeds`.
 
         Args:
             codes: `(batch, num_codes)`.
@@ -326,7 +343,10 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
 
     @torch.no_grad()
     def encode_empty_prompt(self) -> torch.Tensor:
-        """The text features of the empty prompt, `(1, 77, generation_dim)`: `negative_prompt_embeds` for guidance."""
+        """
+        Return the text features of the empty prompt, `(1, 77, generation_dim)`, which guidance takes as
+        `negative_prompt_embeds`.
+        """
         embeds = encode_empty_prompt(self.image_tokenizer, self.text_encoder, self.tokenizer, self._execution_device)
         return embeds.to(self._execution_device, self.unet.dtype)
 
@@ -346,7 +366,7 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
         The arguments are those of [`write_codes`]; None takes the pipeline's settings.
 
         Raises:
-            ValueError: there is no language model; or see [`write_codes`].
+            ValueError: there is no language model, or [`write_codes`] refuses an argument.
         """
         if self.language_model is None:
             raise ValueError(
@@ -369,18 +389,14 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
     def check_inputs(
         self, images, codes, prompt, num_images_per_prompt: int = 1, num_inference_steps: int | None = None, options=()
     ) -> None:
+        """Raise an error for arguments that `__call__` would misread or ignore."""
         if [images is None, codes is None, prompt is None].count(False) != 1:
             raise ValueError("Pass either images (to reconstruct), or codes, or a prompt (to draw).")
-        if codes is not None and not isinstance(codes, torch.Tensor):
-            raise TypeError(f"codes are a {type(codes).__name__}; expected an integer tensor (batch, num_codes).")
-        for name, given in (("codes", codes), ("prompt", prompt)):
-            if given is not None and not isinstance(given, str) and not len(given):
-                raise ValueError(f"{name} is empty; expected at least one.")
         counts = {"num_images_per_prompt": num_images_per_prompt, "num_inference_steps": num_inference_steps}
         for name, given in counts.items():
             if given is not None and given < 1:
                 raise ValueError(f"{name} is {given}; expected 1 or more.")
-        # diffusers' pipeline takes any other word in silence.
+        # diffusers' pipeline ignores unknown arguments in silence.
         unknown = sorted(set(options) - inspect.signature(StableDiffusionPipeline.__call__).parameters.keys())
         if unknown:
             advice = " For a seed, pass generator=torch.Generator().manual_seed(seed)." if "seed" in unknown else ""
@@ -410,28 +426,31 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
         **kwargs,
     ) -> SeedPipelineOutput | tuple:
         """
-        Draws images from codes or from words, or reconstructs images through their codes.
+        Draw images from codes or from words, or reconstruct images through their codes. Exactly one of `images`,
+        `codes` and `prompt` is given.
 
         Args:
-            images: a PIL image, a path, an array or a tensor, or a list of them; tokenised first.
-            codes: `(batch, num_codes)`, instead of `images`.
+            images: a PIL image, a path, an array or a tensor, or a list of them, which are tokenised first.
+            codes: `(batch, num_codes)`.
             prefix_length: draw from the first k codes only; a number for all rows, or one per row.
-            height, width: of the drawing in pixels; the decoder's own size if None.
-            num_inference_steps: diffusion steps; the pipeline's setting if None.
-            guidance_scale: diffusion guidance, against the empty prompt; 1 turns it off.
-            num_images_per_prompt: drawings per row of codes.
+            height, width: size of the drawing in pixels; None takes the decoder's own size.
+            num_inference_steps: number of diffusion steps; None takes the pipeline's setting.
+            guidance_scale: the guidance scale of the diffusion, against the empty prompt; 1 turns guidance off, and
+                None takes the pipeline's setting.
+            num_images_per_prompt: drawings per row of codes, or per prompt.
             generator: one for the batch, or a list with one per drawing, which makes every drawing independent of the
                 batch it is in.
             latents: initial noise, `(batch * num_images_per_prompt, channels, height / 8, width / 8)`.
             output_type: "pil", "np", "pt" or "latent".
-            prompt: one or more captions, instead of `images`, from which the language model writes the codes.
+            prompt: one or more captions, from which the language model writes the codes.
             token_guidance_scale, token_temperature, generate_kwargs: see `generate_codes`.
             kwargs: further arguments of `StableDiffusionPipeline` (`callback_on_step_end`, `timesteps`, ...).
 
         Raises:
-            ValueError, TypeError: not exactly one of images, codes and prompt, or an empty one; codes of another shape,
-                dtype or range; a prompt without a language model; no images or no steps asked for; an argument that
-                neither this pipeline nor `StableDiffusionPipeline` has.
+            TypeError: the codes are not integers, or neither this pipeline nor `StableDiffusionPipeline` has an
+                argument of that name.
+            ValueError: not exactly one of images, codes and prompt is given, the codes have another shape or range,
+                there is no language model for a prompt, or a number of images or steps is below 1.
         """
         self.check_inputs(images, codes, prompt, num_images_per_prompt, num_inference_steps, kwargs)
         if images is not None:
@@ -472,7 +491,7 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
         return SeedPipelineOutput(images=drawn.images, codes=codes)
 
     def _stable_diffusion(self) -> StableDiffusionPipeline:
-        """diffusers' own pipeline around our components; it only holds references."""
+        """Return diffusers' own pipeline around our components, which it refers to and does not copy."""
         pipeline = StableDiffusionPipeline(
             vae=self.vae,
             text_encoder=self.text_encoder,
@@ -488,17 +507,17 @@ class SeedPipeline(DiffusionPipeline, StableDiffusionMixin):
 
 
 def _with_text_branch(model: SeedModel, folder: Path) -> SeedModel:
-    """A copy of an image tokenizer, its text branch read from `folder`, where it was left out in loading."""
+    """Return a copy of an image tokenizer that was loaded without its text branch, with the one in `folder`."""
     config = copy.deepcopy(model.config)
     config.use_text_branch = True
-    # What it may have been given since; like all that it has, it comes from the model.
+    # The model may have been given the empty prompt's features since. They come from it, like all its other tensors.
     whole = SeedModel.from_pretrained(folder, config=config, dtype=model.dtype, new_modules="empty_prompt_embeds")
     whole.load_state_dict(model.state_dict(), strict=False)
     return whole
 
 
 def _read_dtype(dtype: torch.dtype | str) -> torch.dtype | str:
-    """`dtype`, or the one of that name, which diffusers would not understand."""
+    """Return the dtype of that name, as diffusers does not understand names."""
     if not isinstance(dtype, str) or dtype == "auto":
         return dtype
     found = getattr(torch, dtype, None)
@@ -508,7 +527,7 @@ def _read_dtype(dtype: torch.dtype | str) -> torch.dtype | str:
 
 
 def _check_same_codebook(language_model, image_tokenizer: SeedModel) -> None:
-    """Whether the language model was made for this codebook, up to rounding to the dtypes they are loaded in."""
+    """Check that the language model was made for this codebook, up to rounding to the dtypes they are loaded in."""
     ours, theirs = language_model.visual_embeddings.codebook, image_tokenizer.quantizer.codebook.weight
     if ours.shape == theirs.shape:
         if ours.is_meta or theirs.is_meta:
@@ -518,7 +537,7 @@ def _check_same_codebook(language_model, image_tokenizer: SeedModel) -> None:
             return
     raise ValueError(
         f"The language model was made for another codebook ({tuple(ours.shape)}) than the image tokenizer's "
-        f"({tuple(theirs.shape)}, other values): its codes would draw nonsense. Use the image tokenizer of the "
+        f"({tuple(theirs.shape)}, other values), so that its codes would draw nonsense. Use the image tokenizer of the "
         "language model's repository."
     )
 

@@ -8,15 +8,17 @@ from transformers.utils import ModelOutput
 
 from .losses_seed import quantization_loss
 
-# Rows of the distance matrix computed at a time, so that looking up a million vectors never materialises their 32 GB
-# of distances. With 8192 codes one block is 16 MB, which stays in a processor's last-level cache until its minimum is
-# found: about 1.4 times as fast as blocks of 128 MB on one core.
+# Rows of the distance matrix that are computed at a time, so that looking up a million vectors never materialises their
+# 32 GB of distances. With 8192 codes one block has 16 MB, which stay in a processor's last-level cache until the minimum
+# is found. That is about 1.4 times as fast as blocks of 128 MB on one core.
 LOOKUP_ROWS = 512
 
 
 @dataclass
 class SeedQuantizerOutput(ModelOutput):
     """
+    The output of [`SeedVectorQuantizer`].
+
     Args:
         quantized (`torch.FloatTensor` of shape `(..., code_dim)`): code vectors, with the straight-through gradient.
         codes (`torch.LongTensor` of shape `(...)`): indices of the nearest codebook rows.
@@ -29,20 +31,36 @@ class SeedQuantizerOutput(ModelOutput):
 
 
 class SeedCodebook(nn.Embedding):
-    """The code vectors: an embedding with an initialisation of its own (`SeedPreTrainedModel._init_weights`)."""
+    """The table of code vectors. As a class of its own it gets its own initialisation from `SeedPreTrainedModel`."""
 
 
 class SeedVectorQuantizer(nn.Module):
     """
-    VQ codebook of SEED (paper, section 3.2; 8192 x 32).
+    The VQ codebook of SEED (paper, section 3.2; 8192 x 32).
 
-    Distances and losses are float32; of equally near codes the first wins, as in the released code. Neither the
-    vectors nor the codebook are normalised.
+    Distances and losses are computed in float32. Among equally near codes the first wins, as in the released code.
+    Neither the vectors nor the codebook are normalised.
 
     Args:
         codebook_size: number of codes.
         code_dim: width of a code vector.
-        loss_weighting: "legacy" (as released) or "standard".
+        loss_weighting: "legacy" (as released) or "standard", see [`losses_seed.quantization_loss`].
+
+    Example:
+
+    ```python
+    import torch
+
+    from seed import SeedVectorQuantizer
+
+    quantizer = SeedVectorQuantizer(codebook_size=64, code_dim=8)
+    vectors = torch.randn(1000, 8)
+    quantizer.initialize_from_data(vectors)  # k-means
+    output = quantizer(vectors)
+    output.codes  # (1000,), the nearest code of each vector
+    output.quantized  # (1000, 8), their code vectors, with the straight-through gradient
+    output.loss  # what to minimise
+    ```
     """
 
     def __init__(self, codebook_size: int, code_dim: int, loss_weighting: str = "legacy"):
@@ -54,6 +72,8 @@ class SeedVectorQuantizer(nn.Module):
 
     def forward(self, vectors: torch.Tensor) -> SeedQuantizerOutput:
         """
+        Quantise vectors and compute the loss.
+
         Args:
             vectors: `(..., code_dim)`.
         """
@@ -67,18 +87,23 @@ class SeedVectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def nearest_codes(self, vectors: torch.Tensor) -> torch.LongTensor:
-        """Index of the nearest code, `(..., code_dim)` -> `(...)`, a block of rows at a time."""
+        """
+        Return the index of the nearest code, `(..., code_dim)` -> `(...)`. A block of rows is looked up at a time.
+
+        Raises:
+            ValueError: the vectors have another width than the codebook.
+        """
         if vectors.shape[-1] != self.code_dim:
             raise ValueError(f"Got vectors of width {vectors.shape[-1]}; the codebook's rows have {self.code_dim}.")
         with torch.autocast(vectors.device.type, enabled=False):
             flat = vectors.reshape(-1, self.code_dim)
-            # By its forward, so that accelerate finds it when it is offloaded or on another device.
+            # accelerate's hooks listen to forward; they fetch a codebook that is offloaded or on another device.
             every = torch.arange(self.codebook_size, device=vectors.device)
             codebook = self.codebook(every).to(vectors.device).float()
-            # |z - e|^2 without |z|^2, which is the same for every code and would only cost precision.
+            # This is |z - e|^2 / 2 without |z|^2 / 2, which is the same for every code and would only cost precision.
             half_norms = 0.5 * codebook.square().sum(dim=1)
-            # Written into one tensor: small results kept from every block would sit between the large freed ones, and
-            # the allocator could give back or reuse none of them.
+            # The codes are written into one tensor. Small results of every block would lie between the large freed
+            # blocks, and the allocator could neither return nor reuse these.
             codes = torch.empty(len(flat), dtype=torch.long, device=flat.device)
             for rows, found in zip(flat.split(LOOKUP_ROWS), codes.split(LOOKUP_ROWS)):
                 found.copy_(torch.addmm(half_norms, rows.float(), codebook.t(), alpha=-1).argmin(dim=1))
@@ -86,21 +111,21 @@ class SeedVectorQuantizer(nn.Module):
 
     def code_vectors(self, codes: torch.LongTensor) -> torch.Tensor:
         """
-        Codebook rows of `codes`, `(...)` -> `(..., code_dim)`.
+        Return the codebook rows of `codes`, `(...)` -> `(..., code_dim)`.
 
         Raises:
-            TypeError: `codes` are not integers.
+            TypeError: the codes are not integers. uint8 is refused because it cannot hold SEED's codes.
             ValueError: a code lies outside `0 .. codebook_size - 1`.
         """
         if codes.dtype in (torch.bool, torch.uint8) or codes.is_floating_point() or codes.is_complex():
             raise TypeError(f"Codes have dtype {codes.dtype}; expected integers (torch.int64).")
         if not torch.compiler.is_compiling() and codes.numel():
-            low, high = torch.aminmax(codes)
+            low, high = torch.stack(torch.aminmax(codes)).tolist()  # together, so that the device is waited for once
             if low < 0 or high >= self.codebook_size:
-                bad = low if low < 0 else high
                 raise ValueError(
-                    f"Code {int(bad)} is out of range; this codebook has codes 0 .. {self.codebook_size - 1}. "
-                    "Were the codes made with another image tokenizer, or are they token ids of a language model?"
+                    f"Code {low if low < 0 else high} is out of range; this codebook has codes "
+                    f"0 .. {self.codebook_size - 1}. Were the codes made with another image tokenizer, or are they "
+                    "token ids of a language model?"
                 )
         return self.codebook(codes.long())
 
@@ -109,15 +134,15 @@ class SeedVectorQuantizer(nn.Module):
         self, vectors: torch.Tensor, iterations: int = 10, generator: torch.Generator | None = None
     ) -> None:
         """
-        k-means initialisation: puts the codes where the data is (our choice; the released recipe starts at random).
+        Place the codes by k-means where the data is (our choice; the released recipe starts at random).
 
         Args:
-            vectors: `(n, code_dim)` encoder outputs; some 16 per code are enough.
+            vectors: `(n, code_dim)` encoder outputs, n > 0; some 16 per code are enough.
             iterations: rounds of Lloyd's algorithm.
-            generator: makes the choice of the first centres repeatable (a CPU generator).
+            generator: a CPU generator that makes the choice of the first centres repeatable.
 
         Raises:
-            ValueError: vectors that are not finite.
+            ValueError: the vectors are not all finite.
         """
         vectors = vectors.reshape(-1, self.code_dim).float()
         if not torch.isfinite(vectors).all():
@@ -125,7 +150,7 @@ class SeedVectorQuantizer(nn.Module):
         self.codebook.weight.copy_(self._sample(vectors, self.codebook_size, generator))
         for _ in range(iterations):
             codes = self.nearest_codes(vectors)
-            counts = torch.bincount(codes, minlength=self.codebook_size)
+            counts = count_codes(codes, self.codebook_size)
             sums = torch.zeros_like(self.codebook.weight, dtype=torch.float32).index_add_(0, codes, vectors)
             means = sums / counts.clamp(min=1)[:, None]
             self.codebook.weight.copy_(torch.where(counts[:, None] > 0, means, self.codebook.weight.float()))
@@ -136,7 +161,12 @@ class SeedVectorQuantizer(nn.Module):
         self, vectors: torch.Tensor, dead: torch.BoolTensor, generator: torch.Generator | None = None
     ) -> int:
         """
-        Moves the codes marked in `dead` `(codebook_size,)` onto randomly drawn rows of `vectors`; returns how many.
+        Move dead codes onto randomly drawn vectors, and return their number.
+
+        Args:
+            vectors: `(..., code_dim)` encoder outputs.
+            dead: `(codebook_size,)`, True for the codes to move.
+            generator: a CPU generator that makes the draw repeatable.
         """
         count = int(dead.sum())
         if count:
@@ -146,31 +176,39 @@ class SeedVectorQuantizer(nn.Module):
 
     @staticmethod
     def _sample(vectors: torch.Tensor, count: int, generator: torch.Generator | None) -> torch.Tensor:
-        if not len(vectors):
-            raise ValueError("The codebook cannot be initialised from zero vectors; pass at least one.")
         order = torch.randperm(len(vectors), generator=generator)
         rows = vectors[order.repeat(-(-count // len(order)))[:count].to(vectors.device)]
         if count > len(vectors):
-            # Copies of one vector would tie for ever (the first wins); a little noise tells them apart.
+            # Copies of one vector would tie for ever, and the first would always win. A little noise separates them.
             noise = torch.randn(rows.shape, generator=generator).to(rows)
             rows = rows + 1e-3 * vectors.std() * noise
         return rows
 
 
+def count_codes(codes: torch.LongTensor, codebook_size: int) -> torch.LongTensor:
+    """
+    Count how often each code occurs, `(...)` -> `(codebook_size,)`.
+
+    Unlike `torch.bincount` this does not wait for the device.
+    """
+    codes = codes.flatten()
+    return codes.new_zeros(codebook_size).index_add_(0, codes, torch.ones_like(codes))
+
+
 def codebook_usage(counts: torch.Tensor) -> dict[str, float]:
     """
-    How much of the codebook is in use.
+    Return how much of the codebook is in use.
 
     Args:
         counts: `(codebook_size,)`, how often each code occurred.
 
     Returns:
-        `usage`, the share of codes that occurred, and `perplexity`, exp of the entropy of their distribution: between
-        1 (one code for everything) and the codebook's size (all equally often).
+        `usage`, the share of codes that occurred, and `perplexity`, the exponential of their entropy. It lies between 1
+        (one code for everything) and the codebook's size (all codes equally often).
     """
     shares = counts.double() / counts.sum().clamp(min=1)
     entropy = -(shares * shares.clamp(min=1e-300).log()).sum()
     return {"usage": float((counts > 0).double().mean()), "perplexity": float(entropy.exp())}
 
 
-__all__ = ["SeedCodebook", "SeedQuantizerOutput", "SeedVectorQuantizer", "codebook_usage"]
+__all__ = ["SeedCodebook", "SeedQuantizerOutput", "SeedVectorQuantizer", "codebook_usage", "count_codes"]

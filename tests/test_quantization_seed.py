@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seed.quantization_seed import LOOKUP_ROWS, SeedVectorQuantizer, codebook_usage
+from seed.quantization_seed import LOOKUP_ROWS, SeedVectorQuantizer, codebook_usage, count_codes
 
 
 def make(codebook, loss_weighting="legacy"):
@@ -129,8 +129,6 @@ def test_wrong_input():
         with pytest.raises(TypeError, match=str(wrong.dtype)):
             quantizer.code_vectors(wrong)
     assert quantizer.code_vectors(torch.zeros(0, 2, dtype=torch.long)).shape == (0, 2, 4)
-    with pytest.raises(ValueError, match="zero vectors"):
-        quantizer.initialize_from_data(randn(0, 4))
 
 
 def clusters():
@@ -188,6 +186,12 @@ def test_revival_moves_dead_codes_onto_vectors_and_no_other():
     assert quantizer.revive_codes(vectors, torch.zeros(16, dtype=torch.bool)) == 0
     assert torch.equal(quantizer.codebook.weight, after)
     assert quantizer.codebook.weight.requires_grad
+
+
+def test_codes_are_counted():
+    codes = torch.tensor([[3, 0, 3], [1, 3, 1]])
+    assert count_codes(codes, 5).tolist() == [1, 2, 0, 3, 0]
+    assert count_codes(codes[:0], 5).tolist() == [0] * 5
 
 
 def test_usage_and_perplexity_by_hand():

@@ -1,4 +1,4 @@
-"""transformers' Trainer, told about SEED: examples in the run's own order, every loss term in the log."""
+"""transformers' Trainer for SEED: examples in the run's own order, and every loss term in the log."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,38 +15,42 @@ from ..quantization_seed import codebook_usage
 from .runs import last_checkpoint, process_state
 
 _ONE_MODEL_PER_PROCESS = (
-    "FSDP, DeepSpeed and one process on several GPUs (DataParallel) are not supported. Several GPUs: DDP, a process "
-    "for each (torchrun --nproc_per_node N, or accelerate launch "
-    "--multi_gpu); or show one alone (CUDA_VISIBLE_DEVICES=0)."
+    "FSDP, DeepSpeed and one process on several GPUs (DataParallel) are not supported. To train on several GPUs use "
+    "DDP, a process for each (torchrun --nproc_per_node N, or accelerate launch --multi_gpu). To train on one of them, "
+    "show that one alone (CUDA_VISIBLE_DEVICES=0)."
 )
 
 
 def training_arguments(output: str | Path, training: dict[str, Any], **settings) -> TrainingArguments:
     """
-    What `Trainer` is told, and the process made ready for it.
+    Return the arguments of `Trainer`, and prepare the process for training.
 
     Args:
         output: folder of the checkpoints.
-        training: a recipe's `training`. `bf16: auto` computes in bfloat16 where the machine has instructions for it,
-            else in float32.
-        settings: what the script decides. The number of steps is set afterwards, as it depends on the batch.
+        training: the recipe's `training`. `bf16: auto` computes in bfloat16 if the machine has instructions for it, and
+            in float32 if not.
+        settings: arguments that the script decides. It sets the number of steps afterwards, as this depends on the
+            batch.
     """
     keep_freed_memory()
-    # Trainer wants to be told before it computes in bfloat16 on a CPU.
-    values = {"use_cpu": not torch.cuda.is_available()} | training
+    # Trainer computes in bfloat16 on a CPU only if it is told to use the CPU. Its filter of losses that are not finite
+    # would wait for the device at every step; `FiniteTrainer` has looked already.
+    values = {"use_cpu": not torch.cuda.is_available(), "logging_nan_inf_filter": False} | training
     if values.get("bf16") == "auto":
         values["bf16"] = has_fast_bfloat16()
     return TrainingArguments(output_dir=str(output), max_steps=1, **values, **settings)
 
 
 def refuse_data_parallel() -> None:
-    """As `require_one_model_per_process`, before the hours that a feature cache may take."""
+    """
+    Refuse DataParallel as `require_one_model_per_process` does, but before the hours that a feature cache may take.
+    """
     if process_state().num_processes == 1 and torch.cuda.device_count() > 1:
         raise ValueError(_ONE_MODEL_PER_PROCESS)
 
 
 class TrainingDivergedError(RuntimeError):
-    """A loss or weight is not finite. Nothing was saved since the checkpoint that the message names."""
+    """A loss or weight is not finite. Nothing has been saved since the checkpoint that the message names."""
 
 
 class FiniteTrainer(Trainer):
@@ -57,9 +61,11 @@ class FiniteTrainer(Trainer):
 
     def require_one_model_per_process(self) -> None:
         """
+        Check that every process trains exactly one whole model. Negatives and code counts are gathered from processes,
+        and the main process saves its own model.
+
         Raises:
-            ValueError: the model is split or copied within a process: negatives and code counts are gathered from
-                processes, and what is saved is the main process's own.
+            ValueError: the model is split, or copied within a process.
         """
         if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.n_gpu > 1:
             raise ValueError(_ONE_MODEL_PER_PROCESS)
@@ -72,7 +78,7 @@ class FiniteTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        # A checkpoint brings its learning rate with it, and the recipe's, if it was lowered since, would say nothing.
+        # A checkpoint brings its own learning rate, which would hide one that was lowered in the recipe since.
         scheduler = self.lr_scheduler
         if checkpoint is not None and isinstance(scheduler, LambdaLR):
             base = self.args.learning_rate
@@ -97,20 +103,20 @@ class FiniteTrainer(Trainer):
 
     def _stop(self, reason: str) -> None:
         last = last_checkpoint(self.args.output_dir)
-        kept = f"The last good checkpoint is {last}; the same command goes on from there." if last else (
-            "There is no checkpoint yet."
-        )  # fmt: skip
+        kept = "There is no checkpoint yet."
+        if last:
+            kept = f"The last good checkpoint is {last}; the same command goes on from there."
         raise TrainingDivergedError(
-            f"{reason} at step {self.state.global_step + 1}, so training has stopped. {kept} Lower the recipe's "
-            "learning_rate or max_grad_norm, lengthen warmup_steps or compute in float32 (bf16: false) before, or it "
-            "will happen again."
+            f"{reason} at step {self.state.global_step + 1}, so training has stopped. {kept} First lower the recipe's "
+            "learning_rate or max_grad_norm, lengthen warmup_steps or compute in float32 (bf16: false), or it will "
+            "happen again."
         )
 
 
 class RunTrainer(FiniteTrainer):
     """
-    A `FiniteTrainer` for data sets that are functions of the position: they shuffle, so the order here is the data's
-    own, and a resumed run repeats and loses nothing.
+    A `FiniteTrainer` for data sets that shuffle themselves. It reads them in order, so that a resumed run repeats and
+    loses no example.
     """
 
     def _get_train_sampler(self, train_dataset=None) -> SequentialSampler:
@@ -119,10 +125,11 @@ class RunTrainer(FiniteTrainer):
 
 class SeedTrainer(RunTrainer):
     """
-    A `RunTrainer` whose log holds the named loss terms and, in stage II, how much of the codebook is in use.
+    A `RunTrainer` that logs the named loss terms and, in stage II, how much of the codebook is in use.
 
     Args:
-        text_features: stage II's target, `(batch, 77)` of a batch's `caption_ids` to `(batch, 77, generation_dim)`.
+        text_features: function from a batch's `caption_ids`, `(batch, 77)`, to stage II's target, `(batch, 77,
+            generation_dim)`.
     """
 
     def __init__(self, *args, text_features: Callable[[torch.LongTensor], torch.Tensor] | None = None, **kwargs):
@@ -141,9 +148,7 @@ class SeedTrainer(RunTrainer):
         outputs = model(**inputs)
         for name, value in outputs.losses.items():
             self._terms[name].append(value.detach())
-        if outputs.codes is not None:
-            size = self.accelerator.unwrap_model(model).config.codebook_size
-            counts = torch.bincount(outputs.codes.flatten(), minlength=size)
+        if (counts := outputs.code_counts) is not None:
             self._code_counts = counts if self._code_counts is None else self._code_counts + counts
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 

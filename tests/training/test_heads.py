@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from seed import SeedForContrastiveLearning, SeedForImageTextPretraining, SeedForQuantization, SeedModel
 from seed.modeling_seed_heads import gather_with_gradient
@@ -136,6 +137,28 @@ def test_revivals_count_forward_passes_and_not_evaluations(config):
         hits = len(inputs["pixel_values"]) * config.num_codes
         # passes 1 and 2 are counted together; before the third the count starts again
         assert int(head.code_counts.sum()) == hits * {1: 1, 2: 2, 3: 1}[expected]
+
+
+class Operations(TorchDispatchMode):
+    """Remember the names of the operations that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_training_step_waits_for_no_device_and_counts_codes_once(config):
+    head, inputs = stage_two(config)
+    with Operations() as operations:
+        output = head.train()(**inputs)
+    assert not {"_local_scalar_dense", "bincount", "nonzero"} & set(operations.names)  # they wait for their result
+    assert operations.names.count("index_add_") == 1
+    assert torch.equal(output.code_counts, torch.bincount(output.codes.flatten(), minlength=config.codebook_size))
+    assert not head.code_counts.any() and not head.training_steps
 
 
 def test_cached_embeddings_give_the_same_stage_two_loss(config):
