@@ -168,7 +168,7 @@ class SeedModel(SeedPreTrainedModel):
         r"^empty_prompt_embeds",
     ]
 
-    # What `codes_hash` remembers: checksums of the weights, and their hash.
+    # `codes_hash` remembers the checksums of the weights and their hash here.
     _known_codes_hash: tuple[dict, str] = ({}, "")
 
     def __init__(self, config: SeedConfig):
@@ -446,13 +446,15 @@ class SeedModel(SeedPreTrainedModel):
         if any(tensor.is_meta for tensor in tensors.values()):  # offloaded by accelerate
             tensors = get_state_dict_offloaded_model(self)
         tensors = {
-            name: tensor.detach().cpu()
+            name: tensor
             for name, tensor in sorted(tensors.items())
             if _MAKES_CODES.match(name) and not _READS_TEXT.match(name)
         }
-        # A checksum of the values says whether they have changed. It takes a fraction of the hash's time. Tensors'
-        # version counters would take none, but they miss what is written through `.data` or NumPy.
-        checksums = {name: (tensor.dtype, zlib.crc32(_bytes_of(tensor))) for name, tensor in tensors.items()}
+        # Checksums of the values show a change in a fraction of the hash's time. The tensors' version counters would
+        # cost nothing, but they miss what is written through `.data` or NumPy.
+        checksums = {
+            name: (tensor.dtype, tensor.shape, zlib.crc32(_bytes_of(tensor))) for name, tensor in tensors.items()
+        }
         known, codes_hash = self._known_codes_hash
         if checksums != known:
             digest = hashlib.sha256()
@@ -474,7 +476,7 @@ class SeedModel(SeedPreTrainedModel):
             )
         if prefix_length is not None and not 1 <= prefix_length <= num_codes:
             raise ValueError(f"prefix_length is {prefix_length}; expected 1 .. {num_codes}.")
-        # Checked as a whole, so that a bad code is found even where a prefix would leave it out.
+        # All codes are checked, so that a bad one is found even if the prefix leaves it out.
         return self.quantizer.code_vectors(codes)[:, :prefix_length]
 
     def _require_code_branch(self) -> None:
@@ -490,7 +492,7 @@ class SeedModel(SeedPreTrainedModel):
 
 
 def _bytes_of(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _require_one(**arguments: torch.Tensor | None) -> None:

@@ -266,7 +266,7 @@ class SeedForQuantization(SeedPreTrainedModel):
     def train(self, mode: bool = True) -> "SeedForQuantization":
         super().train(mode)
         for module in self._stage_one_modules():
-            module.eval()  # no dropout in what is frozen: its embeddings are targets
+            module.eval()  # frozen modules use no dropout, because their embeddings are targets
         return self
 
     @can_return_tuple

@@ -449,7 +449,7 @@ def load_language_model(
     model_type = repository.model_type()
     if model_type not in LANGUAGE_MODELS:
         raise ValueError(
-            f"{repository.name!r} has no language model: its config.json has the type {model_type!r}; expected one of "
+            f"{repository.name!r} has no language model: its config.json is of type {model_type!r}, expected one of "
             f"{sorted(LANGUAGE_MODELS)}. To caption, answer or draw from words, name a repository with SEED-OPT."
         )
     folder = repository.fetch(["*.json", "model*.safetensors"])

@@ -8,9 +8,9 @@ from transformers.utils import ModelOutput
 
 from .losses_seed import quantization_loss
 
-# Rows of the distance matrix that are computed at a time, so that looking up a million vectors never materialises their
-# 32 GB of distances. With 8192 codes one block has 16 MB, which stay in a processor's last-level cache until the
-# minimum is found. That is about 1.4 times as fast as blocks of 128 MB on one core.
+# Rows of the distance matrix that are computed at a time, so that looking up a million vectors never materialises 32 GB
+# of distances. With 8192 codes one block has 16 MB, which stay in a processor's last-level cache until the minimum is
+# found. That is about 1.4 times as fast as blocks of 128 MB on one core.
 LOOKUP_ROWS = 512
 
 

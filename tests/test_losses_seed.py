@@ -23,7 +23,7 @@ def unit(*shape, seed=0):
 
 
 def cross_entropy(scores, shares, smoothing):
-    """Of one row: smoothing moves that part of the target onto all classes evenly."""
+    """Return the cross-entropy of one row; smoothing spreads that part of the target evenly over all classes."""
     log_sum = math.log(sum(math.exp(score) for score in scores))
     targets = [share * (1 - smoothing) + smoothing / len(scores) for share in shares]
     return -sum(target * (score - log_sum) for target, score in zip(targets, scores))

@@ -20,7 +20,7 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 @torch.no_grad()
 def randomize(model, seed=0):
-    """Weights of the size training gives, so that what one position sees of another shows in the numbers."""
+    """Give weights the size that training gives them, so that what one position sees of another shows in numbers."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -57,7 +57,7 @@ def some_codes(count=2, seed=1):
 
 
 def changed(before, after):
-    """Which positions of `(batch, positions, dim)` differ, `(positions,)`."""
+    """Return which positions of `(batch, positions, dim)` differ, `(positions,)`."""
     return ((before - after).abs().amax(dim=(0, 2)) > 1e-5).tolist()
 
 
@@ -75,7 +75,7 @@ def perturb_query(qformer, position, run):
 
 
 def test_the_vision_model_may_have_an_attention_of_its_own(tmp_path):
-    """FlashAttention, for one, which the Q-Former's masks do not go with and the ViT has."""
+    """The ViT supports FlashAttention, for example, which cannot read the Q-Former's masks."""
     make_model().save_pretrained(tmp_path)
     model = SeedModel.from_pretrained(tmp_path, attn_implementation={"vision_config": "eager"})
     assert model.vision_model.config._attn_implementation == "eager"
@@ -106,7 +106,7 @@ def test_reverse_queries_see_each_other(attn_implementation, num_queries):
 
 
 def qformer_of_one_layer(attn_implementation, causal):
-    """Of one layer only, because over two a query sees a later one by way of the words."""
+    """Return a Q-Former of one layer, because over two layers a query sees a later one through the words."""
     config = SeedQFormerConfig(
         num_queries=5,
         causal=causal,
@@ -480,7 +480,7 @@ def test_half_precision_is_finite_and_quantizes_in_float32(model, folder, dtype)
 
 
 def training_loss(model):
-    """Touches every trained part: straight-through codes into both decoders, and the contrastive space."""
+    """Touch every trained part: straight-through codes into both decoders, and the contrastive space."""
     embeddings = model.get_causal_embeddings(pictures())
     quantized = model.quantizer(model.encode_layer(embeddings))
     generated = model.generate_embeddings(quantized.quantized)

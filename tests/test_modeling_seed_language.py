@@ -93,7 +93,7 @@ def mixed(rows: int = 2) -> torch.LongTensor:
 
 @contextlib.contextmanager
 def transformers_log(caplog):
-    """What transformers' loggers say, in pytest's `caplog`."""
+    """Capture the messages of transformers' loggers in pytest's `caplog`."""
     root = logging.getLogger("seed")
     stock = logging.getLogger("transformers")
     propagate, stock.propagate = stock.propagate, True
@@ -200,7 +200,7 @@ class TestExtension:
         torch.testing.assert_close(again(mixed()).logits, adapted(mixed()).logits)
 
     def test_an_adapters_code_embeddings_are_not_lost_in_silence(self, model, tmp_path):
-        """By transformers' own ways to an adapter; [`seed.training.lora.load_adapter`] loads it."""
+        """transformers' own ways refuse the adapter; [`seed.training.lora.load_adapter`] loads it."""
         model.save_pretrained(tmp_path / "model")
         extended = SeedOPTForCausalLM.from_pretrained(tmp_path / "model")
         extended.add_code_embeddings()
@@ -344,7 +344,7 @@ class TestLoss:
         assert not model.visual_embeddings.codebook.requires_grad
 
     def test_the_head_may_be_on_another_device_than_the_last_layer(self, model):
-        """As `device_map` spreads a model with tied embeddings; a device without data stands for the second GPU."""
+        """`device_map` spreads a model with tied embeddings like this; the meta device stands for the second GPU."""
         handle = model.lm_head.register_forward_hook(lambda module, inputs, output: output.to("meta"))
         try:
             for counted in (None, torch.tensor(3)):
@@ -357,7 +357,7 @@ class TestLoss:
 
 
 def naive_image(model, prompt: torch.LongTensor, unconditional=None, scale=1.0) -> torch.LongTensor:
-    """Greedy codes of one prompt, by whole forward passes without a cache."""
+    """Return the greedy codes of one prompt, computed by whole forward passes without a cache."""
     ids = prompt
     for _ in range(NUM_CODES):
         scores = model(ids).logits[0, -1].log_softmax(-1)[FIRST_CODE:].log_softmax(-1)
@@ -441,7 +441,7 @@ class TestImageMode:
 
     @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
     def test_an_image_that_the_prompt_has_begun_is_finished(self, pair, guided):
-        """As the model, left to itself, has gone on after the same codes."""
+        """The model goes on as it did without help after the same codes."""
         _, model = pair
         settings = {"generation_mode": "image", "do_sample": False}
         if guided:
@@ -519,7 +519,7 @@ class TestOtherModes:
 
     @pytest.mark.parametrize("beams", [1, 3])
     def test_interleaved_images_are_whole(self, model, beams):
-        """Temperatures at which the model opens images everywhere, up to a limit in the middle of one."""
+        """At these temperatures the model opens images everywhere; the limit falls into the middle of one."""
         torch.manual_seed(0)
         written = model.generate(
             words(16),
@@ -619,13 +619,13 @@ class TestOtherModes:
         assert config.to_dict() == before and "deprecated" not in caplog.text
 
     def test_a_configuration_without_a_limit_leaves_the_models(self, model):
-        """As transformers fills what a configuration leaves open."""
+        """transformers fills what a configuration leaves open, and so do we."""
         model.generation_config.max_new_tokens = 5
         written = model.generate(words(), generation_config=GenerationConfig(do_sample=False, eos_token_id=TOTAL + 1))
         assert written.shape[1] == 9 + 5
 
     def test_rows_that_are_done_wait_without_further_images(self, seed_model):
-        """Where the text model has no token to pad with, as Llama's default."""
+        """The text model has no token to pad with, like Llama's default configuration."""
         config = TEXT_MODELS["llama"]().config
         config.pad_token_id = None
         llama = SeedLlamaForCausalLM.from_text_model(LlamaForCausalLM(config).eval(), seed_model, text_vocab_size=WORDS)

@@ -329,7 +329,7 @@ def test_pointers_name_other_repositories(seed_repository, tmp_path):
 
 
 def test_tokenising_tells_accelerate_where_models_are_offloaded():
-    """What `enable_model_cpu_offload` attaches; here it only counts, as there may be no accelerator to move to."""
+    """The hook stands for the one of `enable_model_cpu_offload`; it only counts, as there may be no accelerator."""
     pipeline, called = make_seed_pipeline(), []
 
     class Hook(ModelHook):
@@ -345,7 +345,7 @@ def test_tokenising_tells_accelerate_where_models_are_offloaded():
 
 
 def test_an_offloaded_image_tokenizer_gives_its_buffers_and_hash():
-    """As `enable_sequential_cpu_offload` leaves one that has a buffer of its own, the empty prompt's features."""
+    """`enable_sequential_cpu_offload` leaves an image tokenizer like this, also its buffer, the empty prompt."""
     model = make_seed_model()
     pixels = torch.randn(2, 3, 28, 28)
     codes = model.get_image_tokens(pixels)
@@ -412,7 +412,7 @@ def test_the_decoders_own_class_of_vae_is_loaded(seed_repository, tmp_path):
     ],
 )
 def test_only_the_weights_that_are_used_are_downloaded(monkeypatch, tmp_path, variant, kept):
-    """Of a repository as Stable Diffusion's are, which holds each model in six files."""
+    """The repository holds each model in six files, as Stable Diffusion's repositories do."""
     unet = [f"unet/diffusion_pytorch_model{kind}" for kind in ("", ".fp16", ".non_ema")]
     files = [f"{name}{suffix}" for name in unet for suffix in (".bin", ".safetensors")]
     files += ["vae/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.bin"]

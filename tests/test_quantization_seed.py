@@ -72,7 +72,7 @@ def test_loss_by_hand(weighting, commitment, codebook):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_distances_are_float32_in_half_precision(dtype, autocast):
-    """Codes closer together than half precision resolves at this distance from the origin."""
+    """The codes are closer together than half precision resolves at this distance from the origin."""
     grid = torch.arange(64, dtype=torch.float32)[:, None] / 8 + 8
     quantizer = make(torch.cat([grid, grid], dim=1))
     vectors = quantizer.codebook.weight.detach().clone()
@@ -88,7 +88,7 @@ def test_distances_are_float32_in_half_precision(dtype, autocast):
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the largest tensor that any operation makes."""
+    """A record of the largest tensor that any operation makes."""
 
     elements = 0
 
@@ -203,7 +203,7 @@ def test_usage_and_perplexity_by_hand():
 
 
 def test_centres_that_stay_empty_are_moved():
-    """Where nearly all vectors are one, the first centres are copies, of which all but one would stay empty."""
+    """Nearly all vectors are equal, so the first centres are copies, and all but one of these would stay empty."""
     vectors = torch.tensor([[0.0, 0.0]] * 200 + [[9.0, 0.0], [0.0, 9.0], [9.0, 9.0]] * 2)
     quantizer = SeedVectorQuantizer(4, 2)
     quantizer.initialize_from_data(vectors, iterations=300, generator=torch.Generator().manual_seed(0))

@@ -53,7 +53,7 @@ def test_stage_one_trains_the_qformer_and_not_the_vision_model(config):
 
 
 def test_negatives_are_drawn_by_similarity_over_the_temperature(config, monkeypatch):
-    """BLIP-2's rule: in proportion to what the contrastive loss takes for the probability of the pair."""
+    """BLIP-2 draws in proportion to the probability that the contrastive loss gives the pair."""
     head, inputs, drawn = SeedForImageTextPretraining(config).eval(), batch(config), []
     multinomial = torch.multinomial
     monkeypatch.setattr(
@@ -140,7 +140,7 @@ def test_revivals_count_forward_passes_and_not_evaluations(config):
 
 
 class Operations(TorchDispatchMode):
-    """Remember the names of the operations that run."""
+    """A record of the names of the operations that run."""
 
     def __init__(self):
         super().__init__()
@@ -192,7 +192,7 @@ def test_pca_initialization_keeps_what_components_hold(config):
 
 
 def low_rank_embeddings(config, count: int) -> torch.Tensor:
-    """Embeddings of `code_dim` components and a mean, the same at every position."""
+    """Return embeddings of `code_dim` components and a mean, the same at every position."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(config.code_dim, config.qformer_config.hidden_size, generator=generator)
     hidden = torch.randn(count, 1, config.code_dim, generator=generator) @ directions / 5
@@ -282,7 +282,7 @@ def test_gradient_checkpointing_changes_no_gradient(config, use_reentrant):
 
 @pytest.mark.parametrize("head_class", [SeedForQuantization, SeedForContrastiveLearning])
 def test_what_is_frozen_drops_nothing_out(config, head_class):
-    """Its outputs are targets or inputs: they do not change from one pass to the next."""
+    """The outputs of frozen modules are targets or inputs, and do not change from one pass to the next."""
     config.vision_config.attention_dropout = 0.5
     config.qformer_config.hidden_dropout_prob = 0.5
     model = head_class(config).train().model
@@ -308,7 +308,7 @@ def test_captioning_learns_no_padding(config):
 
 
 def test_a_batch_of_one_concept_has_matches_only(config):
-    """What is drawn as the wrong text is right then."""
+    """Every text that is drawn as a wrong one is right then."""
     head, inputs = SeedForImageTextPretraining(config).eval(), batch(config)
     with torch.no_grad():
         head.matching_head.weight.zero_()
