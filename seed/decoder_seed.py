@@ -1,5 +1,6 @@
 """From codes to pictures: generation embeddings, and the Stable Diffusion model that draws them, loaded and saved."""
 
+import contextlib
 import operator
 import shutil
 from collections.abc import Sequence
@@ -8,14 +9,22 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
-from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
+from diffusers.utils import logging as diffusers_logging
 from transformers import AutoTokenizer, CLIPTextModel
+from transformers.utils import logging as transformers_logging
 
 from .checkpoints_seed import own_tensor
 from .files_seed import CONFIG_FILE, is_weight, read_json, write_json
 from .modeling_seed import SeedModel
 from .repository_seed import SeedRepository, weight_variant
+
+with contextlib.ExitStack() as _afterwards:
+    # diffusers imports image processors that SEED does not use, and because of them transformers would ask for
+    # torchvision.
+    _afterwards.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
+    transformers_logging.set_verbosity_error()
+    from diffusers import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 
 _TEXT_PARTS = {"text_encoder": "text_encoder/", "tokenizer": "tokenizer/"}
 
@@ -169,19 +178,36 @@ def load_decoder(
     needs_text = not image_tokenizer.config.has_empty_prompt_embeds
     parts = ("unet/", "vae/", "scheduler/", *(_TEXT_PARTS.values() if needs_text else ()))
     folder = repository.decoder_folder(decoder, parts, variant)
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        folder,
-        unet=unet or load_decoder_part(folder / "unet", dtype, variant),
-        vae=vae or load_decoder_part(folder / "vae", dtype, variant),
-        text_encoder=load_decoder_part(folder / "text_encoder", dtype, variant, CLIPTextModel) if needs_text else None,
-        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer") if needs_text else None,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-        **({} if scheduler is None else {"scheduler": scheduler}),
-    )
+    text = {"text_encoder": None, "tokenizer": None}
+    if needs_text:
+        text["text_encoder"] = load_decoder_part(folder / "text_encoder", dtype, variant, CLIPTextModel)
+        text["tokenizer"] = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    given = {} if scheduler is None else {"scheduler": scheduler}
+    with _no_progress_bar():
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            folder,
+            unet=unet or load_decoder_part(folder / "unet", dtype, variant),
+            vae=vae or load_decoder_part(folder / "vae", dtype, variant),
+            **text,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+            **given,
+        )
     check_decoder_fits(pipeline.unet, image_tokenizer)
     return pipeline
+
+
+@contextlib.contextmanager
+def _no_progress_bar():
+    """Hide diffusers' bar over the parts of a pipeline, which are loaded before it starts."""
+    shown = diffusers_logging.is_progress_bar_enabled()
+    diffusers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            diffusers_logging.enable_progress_bar()
 
 
 def load_decoder_part(folder: Path, dtype: torch.dtype | str, variant: str | None = None, model_class=None):
@@ -258,6 +284,7 @@ def save_decoder(decoder: StableDiffusionPipeline, folder: Path, stored: Path | 
 
 
 __all__ = [
+    "StableDiffusionPipeline",
     "check_decoder_fits",
     "draw_codes",
     "encode_codes",

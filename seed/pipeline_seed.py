@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput
@@ -20,6 +20,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from .configuration_seed import SeedConfig
 from .decoder_seed import (
+    StableDiffusionPipeline,
     check_decoder_fits,
     draw_codes,
     encode_codes,
