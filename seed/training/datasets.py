@@ -15,7 +15,6 @@ from .feature_cache import MAX_BROKEN, FeatureCache
 logger = logging.getLogger(__name__)
 
 
-
 @dataclass
 class PictureSource:
     """

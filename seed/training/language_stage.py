@@ -119,7 +119,7 @@ def save_language_model(
     """
     Save the trained weights alone in `output`/adapter, and the merged model as a SEED repository in `output`.
 
-    Both are saved whole or not at all.
+    Each of the two is saved whole or not at all.
 
     Args:
         base_model: folder or Hub id of the frozen model.
@@ -138,7 +138,7 @@ def save_language_model(
             setattr(processor, name, value)
     save_adapter(model, output / "adapter", base_model)
     merged = merge(model).eval()
-    merged.config.use_cache = True  # Trainer turned it off; generation would compute all earlier tokens again for every new one
+    merged.config.use_cache = True  # Trainer turned it off; generation would then compute every token anew at each step
     with replacing(output) as partial:
         merged.save_pretrained(partial)
         processor.save_pretrained(partial)

@@ -63,8 +63,8 @@ def open_language_model(
     Load a language model to train, with LoRA, and its processor.
 
     Args:
-        name: folder or Hub id of a model, which gets new LoRA weights: a text model (OPT or Llama), which is extended by
-            the visual tokens, or a SEED language model. Or folder or Hub id of an adapter that `save_adapter` wrote, to
+        name: folder or Hub id of a text model (OPT or Llama), which is extended by the visual tokens, or of a SEED
+            language model; both get new LoRA weights. Or folder or Hub id of an adapter that `save_adapter` wrote, to
             go on from; it names its model.
         image_tokenizer, image_processor: make the codes that the language model reads and writes.
         lora: settings of new LoRA weights; those of an adapter stay as they are.
@@ -141,8 +141,8 @@ def load_adapter(model: SeedLanguageModelMixin, name: str | Path, trainable: boo
     A model without code embeddings is given those of the adapter, which peft alone would leave out.
 
     Args:
-        name: folder or Hub id of an adapter that `save_adapter` wrote, or that `Trainer` or peft alone saved. The latter
-            does not describe its vocabulary, so that only the number of codes can be checked.
+        name: folder or Hub id of an adapter that `save_adapter` wrote, or that `Trainer` or peft alone saved. The
+            latter does not describe its vocabulary, so that only the number of codes can be checked.
 
     Raises:
         FileNotFoundError: there is no adapter of a SEED language model.
