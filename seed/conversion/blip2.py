@@ -132,7 +132,8 @@ def convert_blip2(
     model_type = read_json(folder / "config.json").get("model_type")
     if model_type != "blip-2":
         raise ValueError(
-            f"{str(model)!r} holds a model of type {model_type!r}; expected 'blip-2', e.g. Salesforce/blip2-itm-vit-g."
+            f"{str(model)!r} holds a model of type {model_type!r}; expected BLIP-2's type, 'blip-2', e.g. "
+            "Salesforce/blip2-itm-vit-g."
         )
     tensors = _SafetensorsFolder(folder)
     config = _seed_config(model, Blip2Config.from_pretrained(folder), tensors)
