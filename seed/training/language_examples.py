@@ -118,7 +118,7 @@ def _check_ranges(recipe: LanguageRecipe, path: str | Path) -> None:
             raise ValueError(f"{path}: {name} is {value}; expected a share of 0 to 1.")
     for task, weight in recipe.tasks.items():
         if not 0 <= weight < math.inf:
-            raise ValueError(f"{path}: tasks: {task} is {weight}; expected how often an epoch takes every row, 0 or more.")
+            raise ValueError(f"{path}: tasks: {task} is {weight}; expected how often every row comes, 0 or more.")
     for name, value in (("capacity", recipe.capacity), ("lora: rank", recipe.lora.rank)):
         if value < 1:
             raise ValueError(f"{path}: {name} is {value}; expected 1 or more.")
