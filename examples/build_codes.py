@@ -45,9 +45,10 @@ def main() -> None:
     cache_folder = arguments.feature_cache
     (source,) = open_sources(data, recipe, model, processor, output=cache_folder, feature_cache=cache_folder)
     cache = open_embedding_cache(model, source.cache)
-    codes = codes_of_cache(model, cache)
+    usable = [picture for picture in range(len(cache)) if picture not in cache.broken]
+    codes = codes_of_cache(model, cache)[usable]
     metadata = dataclasses.replace(CodesMetadata.of(model, processor), dtype=cache.dtype)
-    write_views(arguments.output, codes, source.captions, metadata)
+    write_views(arguments.output, codes, [source.captions[picture] for picture in usable], metadata)
     print(f"Wrote {arguments.output}: {codes.shape[1]} views of {codes.shape[0]} pictures.")
 
 

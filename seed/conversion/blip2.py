@@ -1,10 +1,10 @@
-"""BLIP-2's first-stage weights as a [`SeedModel`] folder, from which stage I starts (paper, section 3.1).
+"""Convert BLIP-2's first-stage weights into a [`SeedModel`] folder, from which stage I starts (paper, section 3.1).
 
     seed convert blip2 --model Salesforce/blip2-itm-vit-g --output blip2
 
-The source is a repository of transformers' `Blip2ForImageTextRetrieval`: ViT, bidirectional Q-Former with its text
-branch, contrastive projections. Every tensor of it is used or on `IGNORED`, and every tensor of the model is filled,
-else nothing is written.
+The source is a repository of transformers' `Blip2ForImageTextRetrieval`: a ViT, a bidirectional Q-Former with its text
+branch, and contrastive projections. If a tensor of it is neither used nor on `IGNORED`, or a tensor of the model is not
+filled, nothing is written.
 """
 
 import os
@@ -29,7 +29,7 @@ IGNORED = {
     r".*\.position_ids": "a buffer with the numbers 0, 1, 2, ...",
 }
 
-# Name in SeedModel -> name in Blip2ForImageTextRetrieval; the ViT and the projections have the same names.
+# Name in SeedModel -> name in Blip2ForImageTextRetrieval. The ViT and the projections have the same names in both.
 _PARAMETERS = {
     "qformer.query_tokens": "query_tokens",
     "qformer.word_embeddings.weight": "embeddings.word_embeddings.weight",
@@ -37,7 +37,7 @@ _PARAMETERS = {
 }
 # transformers calls BERT's `self` `attention`.
 _QFORMER_LAYER = {ours: theirs.replace(".self.", ".attention.") for ours, theirs in BERT_LAYER.items()}
-# What Blip2QFormerConfig and SeedQFormerConfig both have.
+# Settings that Blip2QFormerConfig and SeedQFormerConfig both have.
 _QFORMER_SETTINGS = (
     "hidden_size",
     "num_hidden_layers",
@@ -54,7 +54,7 @@ _QFORMER_SETTINGS = (
 
 
 def source_name(target: str) -> str:
-    """Name in `Blip2ForImageTextRetrieval` of the tensor `target` of `SeedModel`."""
+    """Return the name in `Blip2ForImageTextRetrieval` of the tensor `target` of `SeedModel`."""
     if target in _PARAMETERS:
         return _PARAMETERS[target]
     match = re.fullmatch(r"qformer\.layers\.(\d+)\.(.+)\.(weight|bias)", target)
@@ -64,7 +64,7 @@ def source_name(target: str) -> str:
 
 
 class _SafetensorsFolder(Mapping):
-    """The tensors of a transformers folder by name, each read when it is asked for."""
+    """The tensors of a transformers folder by name; each is read when it is needed."""
 
     def __init__(self, folder: Path):
         files = sorted(set(read_json(folder / "model.safetensors.index.json").get("weight_map", {}).values()))
@@ -72,14 +72,14 @@ class _SafetensorsFolder(Mapping):
         for file in files or ["model.safetensors"]:
             if not (folder / file).is_file():
                 raise FileNotFoundError(
-                    f"{str(folder)!r} has no {file}: download the repository again; weights in other formats are not "
-                    "read (load them by transformers' Blip2ForImageTextRetrieval and save them again)."
+                    f"{str(folder)!r} has no {file}: download the repository again. Only safetensors can be read; load "
+                    "weights in another format with transformers' Blip2ForImageTextRetrieval and save them again."
                 )
             try:
                 opened = safe_open(folder / file, framework="pt")
             except SafetensorError as error:
                 raise ValueError(
-                    f"{str(folder / file)!r} cannot be read ({error}): it is truncated or no safetensors file; "
+                    f"{str(folder / file)!r} cannot be read ({error}): it is truncated or not a safetensors file; "
                     "download it again."
                 ) from error
             self._files |= dict.fromkeys(opened.keys(), opened)
@@ -94,6 +94,7 @@ class _SafetensorsFolder(Mapping):
         return len(self._files)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without reading the tensor."""
         return tuple(self._files[name].get_slice(name).get_shape())
 
 
@@ -105,33 +106,33 @@ def convert_blip2(
     overwrite: bool = False,
 ) -> SeedConfig:
     """
-    Converts BLIP-2's image-text retrieval weights into a folder that `SeedModel.from_pretrained` loads.
+    Convert BLIP-2's image-text retrieval weights into a folder that `SeedModel.from_pretrained` loads.
 
-    The model has a bidirectional Q-Former and no codes: `get_image_features` are those of all its queries, of which the
-    best counts. Its ViT ends in a LayerNorm of epsilon 1e-5, as LAVIS has it and SEED was trained with; transformers'
-    BLIP-2 has 1e-6. Memory: one shard of the output.
+    The model has a bidirectional Q-Former and no codes: `get_image_features` returns the features of all its queries,
+    the best of which counts. Its ViT ends in a LayerNorm with an epsilon of 1e-5, as in LAVIS, with which SEED was
+    trained; transformers' BLIP-2 has 1e-6. The conversion needs memory for one shard of the output.
 
     Args:
         model: folder or Hub id of a `Blip2ForImageTextRetrieval`, e.g. `Salesforce/blip2-itm-vit-g`.
-        output: folder to make: configuration, weights, image processor, text tokenizer and model card.
-        dtype: of the written weights.
-        overwrite: replace a SEED model (or an empty folder) that is in `output`.
+        output: the folder to make, with configuration, weights, image processor, text tokenizer and model card.
+        dtype: dtype of the written weights.
+        overwrite: whether to replace a SEED model, or an empty folder, in `output`.
 
     Returns:
         The configuration that was written.
 
     Raises:
-        FileNotFoundError, FileExistsError: the source or its weights are missing, or `output` exists (with `overwrite`:
-            and is no SEED model).
-        ValueError: the source is no BLIP-2, has no text branch, its tensors do not make up the model (the error lists
-            them by name), or its tokenizer has more entries than the text branch rows.
+        FileNotFoundError: the source or its weights are missing.
+        FileExistsError: `output` exists, and `overwrite` is false or it is not a SEED model.
+        ValueError: the source is not a BLIP-2 or has no text branch; its tensors do not make up the model (the error
+            lists them by name); or its tokenizer has more entries than the text branch has rows.
     """
     check_output(output, overwrite, [model] if Path(model).exists() else [])
     folder = SeedRepository(model).fetch(["*.json", "*.safetensors", "*.txt"])
     model_type = read_json(folder / "config.json").get("model_type")
     if model_type != "blip-2":
         raise ValueError(
-            f"{str(model)!r} holds a model of type {model_type!r}; expected BLIP-2's ('blip-2'), e.g. "
+            f"{str(model)!r} holds a model of type {model_type!r}; expected BLIP-2's type, 'blip-2', e.g. "
             "Salesforce/blip2-itm-vit-g."
         )
     tensors = _SafetensorsFolder(folder)
@@ -141,12 +142,12 @@ def convert_blip2(
     _check(model, tensors, targets)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = config.qformer_config.vocab_size
-    # transformers' processor of BLIP-2 adds <image>, for which the text branch need not have a row; captions hold none.
+    # transformers' processor of BLIP-2 adds <image>, which captions never contain; it needs no row in the text branch.
     unread = [word for word, number in tokenizer.get_vocab().items() if number >= rows]
     if unread not in ([], ["<image>"]):
         raise ValueError(
-            f"The tokenizer of {str(model)!r} has {len(tokenizer)} entries, the text branch {rows} rows: they are not "
-            "of one model; download it again."
+            f"The tokenizer of {str(model)!r} has {len(tokenizer)} entries, the text branch {rows} rows: they do not "
+            "belong to one model; download it again."
         )
     config.architectures = ["SeedModel"]
     config.dtype = config.vision_config.dtype = dtype
@@ -164,8 +165,8 @@ def _seed_config(model: str | os.PathLike, source: Blip2Config, tensors: _Safete
     words, positions = (f"embeddings.{name}_embeddings.weight" for name in ("word", "position"))
     if words not in tensors or "text_projection.weight" not in tensors:
         raise ValueError(
-            f"{str(model)!r} has no text branch, with which stage I begins: it is not a Blip2ForImageTextRetrieval. "
-            "Pass one, e.g. Salesforce/blip2-itm-vit-g."
+            f"{str(model)!r} has no text branch, which stage I needs: it is not a Blip2ForImageTextRetrieval. Pass "
+            "one, e.g. Salesforce/blip2-itm-vit-g."
         )
     return SeedConfig(
         vision_config=source.vision_config,
@@ -182,7 +183,7 @@ def _seed_config(model: str | os.PathLike, source: Blip2Config, tensors: _Safete
 
 
 def _check(model: str | os.PathLike, tensors: _SafetensorsFolder, targets: dict[str, torch.Tensor]) -> None:
-    """Raises one error that lists every tensor that is missing, of another shape, or of no known use."""
+    """Raise one error that lists every tensor that is missing, has another shape or has no known use."""
     sources = {source_name(name): tuple(tensor.shape) for name, tensor in targets.items()}
     ignored = re.compile("|".join(IGNORED))
     check_tensors(
@@ -208,10 +209,10 @@ def _card(model: str | os.PathLike) -> str:
             "# BLIP-2's first stage, converted",
             "",
             f"Converted by `seed convert blip2` from `{Path(model).name if Path(model).exists() else model}`; weights",
-            "unchanged but for their dtype, names of `SeedModel`. Whoever passes them on passes their licence on.",
+            "are unchanged except for their dtype, and have the names of `SeedModel`. The licence of BLIP-2 applies.",
             "",
-            "A bidirectional Q-Former with its text branch and no codes: what stage I of SEED starts from",
-            "(`examples/train_stage1.py --init`), and the BLIP-2 row of the paper's Table 1",
+            "The model is a bidirectional Q-Former with its text branch and without codes. Stage I of SEED starts from",
+            "it (`examples/train_stage1.py --init`), and it is the BLIP-2 row of the paper's Table 1",
             "(`seed evaluate retrieval --bidirectional`).",
             "",
         ]

@@ -1,6 +1,5 @@
-"""Reading released PyTorch checkpoints and writing Hub folders, without holding a large model in memory twice."""
+"""Read released PyTorch checkpoints and write Hub folders, without holding a large model in memory twice."""
 
-import json
 import os
 import pickle
 import shutil
@@ -13,36 +12,36 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
-from ..files_seed import read_json
+from ..files_seed import read_json, write_json
 
-# One shard is the most that is built in memory before it is on disk.
+# At most one shard is built in memory before it is written.
 MAX_SHARD_SIZE = "1GB"
 
 
 def read_state_dict(path: str | os.PathLike, what: str) -> dict[str, torch.Tensor]:
     """
-    The tensors of a checkpoint file, mapped from disk rather than read: a tensor costs memory once it is used.
+    Map the tensors of a checkpoint file from disk; a tensor takes memory only once it is used.
 
     Args:
         path: a `torch.save` file of a state dict, or of a dict that holds one under "model".
-        what: names the file in errors.
+        what: name of the file in errors.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, is no state dict, or holds other objects than `weights_only` admits.
+        ValueError: the file is truncated, is not a state dict, or holds objects that `weights_only` does not allow.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no {what} at {str(path)!r}; check the path.")
     try:
-        # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
+        # Files from before PyTorch 1.6 are not zip archives and cannot be mapped.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise ValueError(
-            f"{what} {str(path)!r} cannot be read ({reason}). It is truncated, no PyTorch "
-            "checkpoint, or holds more than tensors and plain values (which is never executed here): download it "
-            "again, or save its state dict alone."
+            f"{what} {str(path)!r} cannot be read ({reason}). It is truncated, it is not a PyTorch checkpoint, or it "
+            "holds more than tensors and plain values (which is never executed here). Download it again, or save its "
+            "state dict alone."
         ) from error
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
@@ -57,13 +56,13 @@ def write_safetensors(
     folder: Path, shapes: dict[str, torch.Tensor], build: Callable[[str], torch.Tensor], dtype: torch.dtype
 ) -> None:
     """
-    Writes `model.safetensors`, or shards and their index, building the tensors of one shard at a time.
+    Write `model.safetensors`, or shards and their index, building the tensors of one shard at a time.
 
     Args:
-        folder: existing folder.
+        folder: an existing folder.
         shapes: every tensor of the model, on the meta device.
-        build: gives the tensor of a name.
-        dtype: what is written.
+        build: returns the tensor of a name.
+        dtype: dtype of the written tensors.
     """
     plan = split_torch_state_dict_into_shards(
         {name: tensor.to(dtype) for name, tensor in shapes.items()},
@@ -71,7 +70,7 @@ def write_safetensors(
         max_shard_size=MAX_SHARD_SIZE,
     )
     for filename, names in plan.filename_to_tensors.items():
-        # No name keeps the shard, so that it is gone before the next is built.
+        # No variable holds the shard, so that its memory is free before the next is built.
         save_file(
             {name: build(name).to(dtype).contiguous() for name in names},
             folder / filename,
@@ -79,18 +78,19 @@ def write_safetensors(
         )
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        write_json(folder / "model.safetensors.index.json", index)
 
 
 def check_tensors(whose: str, missing: Iterable[str], misshapen: Iterable[str], unknown: Iterable[str]) -> None:
     """
-    Whether the tensors of a checkpoint make up a model, all of them.
+    Check that the tensors of a checkpoint make up a whole model.
 
     Args:
-        whose: begins the error: what they are not, and what to do.
+        whose: the beginning of the error, which says what the checkpoint is not, and what to do.
+        missing, misshapen, unknown: lines about the tensors that are missing, have another shape or have no known use.
 
     Raises:
-        ValueError: one of the lists holds something; the message has all of it.
+        ValueError: one of the lists is not empty; the message has all lines.
     """
     problems = {"missing": missing, "of another shape": misshapen, "of no known use": unknown}
     named = {problem: sorted(set(lines)) for problem, lines in problems.items()}
@@ -101,15 +101,15 @@ def check_tensors(whose: str, missing: Iterable[str], misshapen: Iterable[str], 
 
 def check_output(path: str | os.PathLike, overwrite: bool = False, inputs: Iterable[str | os.PathLike] = ()) -> None:
     """
-    Whether a converted model may be written to the folder `path`; asked before the work that makes it.
+    Check that a converted model may be written to the folder `path`, before the work that makes it.
 
     Args:
-        overwrite: a SEED model that is there may be replaced, and with it all else in its folder.
-        inputs: files and folders that the model is made of.
+        overwrite: whether a SEED model in `path` may be replaced, with all else in its folder.
+        inputs: files and folders from which the model is made.
 
     Raises:
         FileExistsError: `path` exists, and `overwrite` is false or it is neither a SEED model nor an empty folder.
-        ValueError: `overwrite`, and an input lies in `path`.
+        ValueError: `overwrite` is true, and an input lies in `path`.
     """
     path = Path(path)
     if not path.exists():
@@ -124,18 +124,18 @@ def check_output(path: str | os.PathLike, overwrite: bool = False, inputs: Itera
     is_empty = path.is_dir() and not any(path.iterdir())
     if not is_empty and read_json(path / "config.json").get("model_type") != "seed":
         raise FileExistsError(
-            f"{str(path)!r} holds something else than a SEED model, which --overwrite would delete (expected a folder "
-            "that is empty, or has a config.json of model_type 'seed'); choose another output, or empty it yourself."
+            f"{str(path)!r} holds something else than a SEED model, which --overwrite would delete. Expected an empty "
+            "folder, or one that has a config.json with model_type 'seed'; choose another output, or empty it yourself."
         )
 
 
 @contextmanager
 def new_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
     """
-    A temporary folder that becomes `path` when the block ends without an error, and vanishes otherwise.
+    Give a temporary folder that becomes `path` if the block ends without an error, and is removed otherwise.
 
     Raises:
-        FileExistsError: as of [`check_output`].
+        FileExistsError: see [`check_output`].
     """
     path = Path(path)
     check_output(path, overwrite)

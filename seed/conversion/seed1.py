@@ -1,10 +1,11 @@
-"""The released SEED-1 checkpoint, converted into a [`SeedModel`] folder.
+"""Convert the released SEED-1 checkpoint into a [`SeedModel`] folder.
 
     seed convert seed1 --vit eva_vit_g.pth --causal-qformer causal_qformer.pth --seed-tokenizer seed_tokenizer.pth \\
         --output seed-1
 
-Sizes are read from the tensors, so that checkpoints of any size convert; only head counts cannot be and are arguments.
-Every tensor of the files is used or on `IGNORED`, and every tensor of the model is filled, else nothing is written.
+Sizes are read from the tensors, so that checkpoints of any size can be converted; only the numbers of attention heads
+are arguments. If a tensor of the files is neither used nor on `IGNORED`, or a tensor of the model is not filled,
+nothing is written.
 """
 
 import math
@@ -24,17 +25,17 @@ from .checkpoint_files import check_output, check_tensors, new_folder, read_stat
 VIT = "visual_encoder."
 # BLIP-2 leaves out the last of EVA ViT-g's 40 blocks; eva_vit_g.pth still holds it.
 EVA_BLOCKS, BLIP2_BLOCKS = 40, 39
-# The released code has no switch for it: a Q-Former of 32 queries is causal, any other is not.
+# The released code has no switch for causality: a Q-Former of 32 queries is causal, any other is not.
 RELEASED_CAUSAL_QUERIES = 32
 
-# Source tensors that the image tokenizer has no use for, and why.
+# Source tensors that the image tokenizer does not need, and why.
 IGNORED = {
     r".*\.position_ids": "a buffer with the numbers 0, 1, 2, ...",
     r"Qformer\.cls\..*": "BERT's word prediction, which only captioning uses",
-    r"Reverse_Qformer\.cls\..*": "likewise",
+    r"Reverse_Qformer\.cls\..*": "BERT's word prediction, which only captioning uses",
     r"Reverse_Qformer\.bert\.embeddings\.(word|position)_embeddings\.weight": "the Reverse Q-Former reads no words",
-    r"Reverse_Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\..*": "likewise",
-    r"temp": "temperature of the contrastive loss: no effect on any ranking (noted in the model card)",
+    r"Reverse_Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\..*": "the Reverse Q-Former reads no words",
+    r"temp": "temperature of the contrastive loss, which does not change any ranking (the model card names it)",
     r"itm_head\..*": "BLIP-2's matching head, which SEED does not use",
     rf"{VIT}((fc_)?norm|head)\..*|{VIT}mask_token": "EVA's own last norm and heads; ln_vision takes their place",
 }
@@ -52,7 +53,7 @@ _VIT_BLOCK = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-# Of both Q-Formers, as BERT names its layers; `blip2` knows them, too.
+# The layers of both Q-Formers have BERT's names; `blip2` uses this table too.
 BERT_LAYER = {
     "self_attn.q_proj": "attention.self.query",
     "self_attn.k_proj": "attention.self.key",
@@ -120,8 +121,8 @@ class Seed1Checkpoint:
     The released tensors under one set of names.
 
     Args:
-        tensors: names as in the released model; the ViT's begin with `visual_encoder.`.
-        ignored: tensors that the files hold and this conversion leaves out, beyond `IGNORED`.
+        tensors: the tensors, named as in the released model; names of the ViT begin with `visual_encoder.`.
+        ignored: names of the tensors that this conversion leaves out, beside `IGNORED`.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -135,12 +136,19 @@ class Seed1Checkpoint:
         seed_tokenizer: str | os.PathLike,
         vision_layers: int | None = None,
     ) -> "Seed1Checkpoint":
+        """
+        Read the released files; see [`convert_seed1`] for the arguments.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file cannot be read, none holds the vision model, or it has fewer blocks than are asked for.
+        """
         tensors = {}
         if vit is not None:
             names = _read(vit, "ViT checkpoint")
             prefixed = any(name.startswith(VIT) for name in names)
             tensors.update(names if prefixed else {VIT + name: tensor for name, tensor in names.items()})
-        # In the released order of loading: where two files hold one tensor, the later file's counts.
+        # The files are loaded in the released order: if two of them hold a tensor, that of the later one counts.
         tensors.update(_read(causal_qformer, "Causal Q-Former checkpoint"))
         tensors.update(_read(seed_tokenizer, "SEED tokenizer checkpoint"))
         if not any(name.startswith(VIT) for name in tensors):
@@ -155,14 +163,16 @@ class Seed1Checkpoint:
 
     @property
     def has_reconstruction_decoder(self) -> bool:
-        """The released inference code has none, so that what it saves has none either."""
+        """Whether the reconstruction decoder is there; checkpoints that the released inference code saved have none."""
         return any(re.match(r"pos_embed$|blocks\.", name) for name in self.tensors)
 
     @property
     def has_text_branch(self) -> bool:
+        """Whether some tensor of the text branch is there."""
         return any(re.fullmatch(TEXT, name) for name in self.tensors)
 
     def shape(self, name: str, rank: int) -> tuple[int, ...]:
+        """Return the shape of a tensor, which must have `rank` dimensions."""
         if name not in self.tensors:
             raise ValueError(f"The checkpoint lacks {name!r}, which says how large the model is. Is a file missing?")
         shape = tuple(self.tensors[name].shape)
@@ -171,10 +181,11 @@ class Seed1Checkpoint:
         return shape
 
     def num_layers(self, prefix: str) -> int:
+        """Return the number of layers `prefix.0`, `prefix.1`, ... that are used."""
         return _count_layers({name: None for name in self.tensors if name not in self.ignored}, prefix)
 
     def cross_attention_frequency(self, prefix: str) -> int:
-        """f, where layers 0, f, 2f, ... have cross-attention."""
+        """Return the number f for which layers 0, f, 2f, ... have cross-attention."""
         with_cross = [
             layer
             for layer in range(self.num_layers(prefix))
@@ -189,7 +200,7 @@ class Seed1Checkpoint:
         return frequency
 
     def source(self, target: str) -> tuple[str, ...]:
-        """Names of the released tensors that make up the tensor `target` of `SeedModel`."""
+        """Return the names of the released tensors that make up the tensor `target` of `SeedModel`."""
         if target in _PARAMETERS:
             return (_PARAMETERS[target],)
         module, _, parameter = target.rpartition(".")
@@ -204,7 +215,7 @@ class Seed1Checkpoint:
         raise KeyError(f"No rule gives {target!r}.")
 
     def build(self, target: str) -> torch.Tensor:
-        """The tensor `target` of `SeedModel`, a view of the mapped file wherever it can be."""
+        """Build the tensor `target` of `SeedModel`, as a view of the mapped file where possible."""
         sources = [self.tensors[name] for name in self.source(target)]
         if len(sources) == 2:  # EVA has no key bias
             query, value = sources
@@ -217,7 +228,7 @@ class Seed1Checkpoint:
 
 
 def _read(path: str | os.PathLike, what: str) -> dict[str, torch.Tensor]:
-    """A file's tensors, without the prefix that `DistributedDataParallel` puts before all of a model's."""
+    """Read a file's tensors, and remove the prefix that `DistributedDataParallel` puts before all names."""
     tensors = read_state_dict(path, what)
     wrapped = all(name.startswith("module.") for name in tensors)
     return {name.removeprefix("module."): tensor for name, tensor in tensors.items()} if wrapped else tensors
@@ -231,7 +242,7 @@ def _count_layers(tensors: dict, prefix: str) -> int:
 def seed1_config(
     checkpoint: Seed1Checkpoint, vision_heads: int = 16, qformer_heads: int = 12, decoder_heads: int = 12
 ) -> SeedConfig:
-    """The configuration of a released checkpoint, from its tensors' shapes."""
+    """Make the configuration of a released checkpoint from the shapes of its tensors."""
     shape = checkpoint.shape
     _, positions, vision_width = shape(VIT + "pos_embed", 3)
     patch_size = shape(VIT + "patch_embed.proj.weight", 4)[-1]
@@ -293,7 +304,7 @@ def seed1_config(
 
 
 def _ratio(part: int, whole: int) -> float:
-    """A ratio for which `int(whole * ratio)` is `part` again, whatever the rounding."""
+    """Return a ratio for which `int(whole * ratio)` is exactly `part`, despite rounding."""
     ratio = part / whole
     return ratio if int(whole * ratio) == part else math.nextafter(ratio, math.inf)
 
@@ -313,36 +324,38 @@ def convert_seed1(
     overwrite: bool = False,
 ) -> SeedConfig:
     """
-    Converts the released SEED-1 files into a folder that `SeedModel.from_pretrained` loads.
+    Convert the released SEED-1 files into a folder that `SeedModel.from_pretrained` loads.
 
-    Memory: the files are mapped, and what is written is built shard by shard.
+    To save memory, the files are mapped, and the output is built shard by shard.
 
     Args:
         vit: `eva_vit_g.pth`, or None if one of the other files holds `visual_encoder.*`.
         causal_qformer: `causal_qformer.pth`. Without its text parts the converted model has no text branch.
         seed_tokenizer: `seed_tokenizer.pth`.
-        output: folder to make: configuration, weights, image processor and model card.
-        vision_heads, qformer_heads, decoder_heads: attention heads of the ViT, both Q-Formers, both code decoders.
-        vision_layers: ViT blocks to use. Default: all, but 39 of 40, as BLIP-2 and SEED use EVA ViT-g.
-        dtype: of the written weights; float32 holds the released half-precision ViT exactly.
-        text_tokenizer: folder or Hub id of the text branch's tokenizer, bert-base-uncased, to be saved with it;
-            BLIP-2's extra token `[DEC]` is added where it is missing. Only retrieval reads texts.
-        overwrite: replace a SEED model (or an empty folder) that is in `output`.
+        output: the folder to make, with configuration, weights, image processor and model card.
+        vision_heads, qformer_heads, decoder_heads: numbers of attention heads of the ViT, of both Q-Formers and of both
+            code decoders.
+        vision_layers: number of ViT blocks to use. None takes all, or 39 of 40, because BLIP-2 and SEED leave out the
+            last block of EVA ViT-g.
+        dtype: dtype of the written weights; float32 holds the released half-precision ViT exactly.
+        text_tokenizer: folder or Hub id of the text branch's tokenizer, bert-base-uncased, which is saved with the
+            model. BLIP-2's extra token `[DEC]` is added if it is missing. Only retrieval reads texts.
+        overwrite: whether to replace a SEED model, or an empty folder, in `output`.
 
     Returns:
         The configuration that was written.
 
     Raises:
-        FileNotFoundError, FileExistsError: an input is missing, or `output` exists (with `overwrite`: and is no SEED
-            model).
-        ValueError: an input lies in `output`. A file cannot be read, or the tensors do not make up the model; the error
-            lists them by name. A text tokenizer of another vocabulary, or for no text branch.
+        FileNotFoundError: an input is missing.
+        FileExistsError: `output` exists, and `overwrite` is false or it is not a SEED model.
+        ValueError: an input lies in `output`; a file cannot be read; the tensors do not make up the model (the error
+            lists them by name); or the text tokenizer has another vocabulary, or there is no text branch for it.
     """
     counts = {"vision_heads": vision_heads, "qformer_heads": qformer_heads, "decoder_heads": decoder_heads}
     for name, count in (counts | {"vision_layers": vision_layers}).items():
         if count is not None and count < 1:
             raise ValueError(f"{name} is {count}; expected 1 or more.")
-    # A text tokenizer that is no folder here is a Hub id.
+    # A text tokenizer that is not a folder is a Hub id.
     inputs = [path for path in (vit, causal_qformer, seed_tokenizer, text_tokenizer) if path and Path(path).exists()]
     check_output(output, overwrite, inputs)
     checkpoint = Seed1Checkpoint.read(vit, causal_qformer, seed_tokenizer, vision_layers)
@@ -367,7 +380,7 @@ def convert_seed1(
 def _text_tokenizer(name: str | os.PathLike, config: SeedConfig):
     if not config.use_text_branch:
         raise ValueError(
-            f"The files hold no text parts, so the text tokenizer {str(name)!r} has nothing to read for; leave it out."
+            f"The files hold no text branch that could use the text tokenizer {str(name)!r}; leave it out."
         )
     tokenizer = AutoTokenizer.from_pretrained(name)
     rows = config.qformer_config.vocab_size
@@ -382,7 +395,7 @@ def _text_tokenizer(name: str | os.PathLike, config: SeedConfig):
 
 
 def _check(checkpoint: Seed1Checkpoint, targets: dict[str, torch.Tensor]) -> None:
-    """Raises one error that lists every tensor that is missing, of another shape, or of no known use."""
+    """Raise one error that lists every tensor that is missing, has another shape or has no known use."""
     missing, misshapen, used = [], [], set()
     for target, expected in targets.items():
         sources = checkpoint.source(target)
@@ -401,7 +414,7 @@ def _check(checkpoint: Seed1Checkpoint, targets: dict[str, torch.Tensor]) -> Non
         and not any(re.fullmatch(pattern, name) for pattern in IGNORED)
     ]
     check_tensors(
-        "These files are not a whole SEED-1 checkpoint; download them again, or check that all are of one SEED-1.",
+        "These files are not a whole SEED-1 checkpoint; download them again, or check that they belong together.",
         missing,
         misshapen,
         unknown,
@@ -419,17 +432,19 @@ def _card(checkpoint: Seed1Checkpoint, files: list[str | os.PathLike | None]) ->
         "",
         "# SEED-1 image tokenizer, converted",
         "",
-        f"Converted by `seed convert seed1` from {names}; weights unchanged, names and layout of `SeedModel`.",
+        f"Converted by `seed convert seed1` from {names}. The weights are unchanged;",
+        "their names and layout are those of `SeedModel`.",
         "",
         "The SEED-1 release (branch v1 of its code) is under Apache-2.0, parts of it under BSD-3-Clause (LAVIS). The",
-        "vision model is BLIP-2's EVA ViT-g. Whoever passes these weights on passes those terms on.",
+        "vision model is BLIP-2's EVA ViT-g. Those terms apply to these weights too.",
         "",
-        "Preprocessing: RGB, squashed to a square by bicubic interpolation, CLIP's mean and standard deviation.",
+        "Pictures are converted to RGB, squashed to a square by bicubic interpolation, and normalised with CLIP's mean",
+        "and standard deviation.",
     ]
     if not checkpoint.has_text_branch:
-        lines += ["", "The source files hold no text parts, so retrieval by text (`get_text_features`) is missing."]
+        lines += ["", "The source files hold no text parts, so there is no retrieval by text (`get_text_features`)."]
     if not checkpoint.has_reconstruction_decoder:
-        lines += ["", "The source files hold no reconstruction decoder, so retrieval by codes alone is missing."]
+        lines += ["", "The source files hold no reconstruction decoder, so there is no retrieval by codes alone."]
     if "temp" in checkpoint.tensors:
         temperature = float(checkpoint.tensors["temp"])
         lines += ["", f"Contrastive temperature at the end of stage I: {temperature:.5g}."]

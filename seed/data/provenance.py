@@ -7,12 +7,19 @@ import torch
 
 
 def weight_hash(module: torch.nn.Module) -> str:
-    """SHA-256 over names, shapes, dtypes and values of a module's tensors."""
-    return hash_tensors(module.state_dict().items())
+    """
+    Return the SHA-256 over names, shapes, dtypes and values of a module's tensors.
+
+    The counters of batch norms count as zero: how often a network was trained changes nothing that it computes.
+    """
+    return hash_tensors(
+        (name, torch.zeros_like(tensor) if name.endswith("num_batches_tracked") else tensor)
+        for name, tensor in module.state_dict().items()
+    )
 
 
 def hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """SHA-256 over names, shapes, dtypes and values."""
+    """Return the SHA-256 over names, shapes, dtypes and values of tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
@@ -21,7 +28,7 @@ def hash_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def preprocessing_hash(image_processor) -> str:
-    """SHA-256 over the settings of an image processor."""
+    """Return the SHA-256 over the settings of an image processor."""
     return hashlib.sha256(image_processor.to_json_string().encode()).hexdigest()
 
 

@@ -1,1 +1,1 @@
-"""The paper's tables: retrieval (Table 1) and similarity of reconstructions (Table 2)."""
+"""Evaluations: retrieval, reconstruction, captioning, question answering, drawing and perplexity on text."""

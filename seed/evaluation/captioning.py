@@ -1,9 +1,9 @@
 """
-Captions of pictures (the paper does it on COCO), by COCO's metrics and by exact names.
+Score captions of pictures (the paper does it on COCO) by COCO's metrics and by exact names.
 
-Beside the language model stand a retrieval captioner that reads the same codes (the training name whose text feature is
-nearest to the codes' feature, both by the image tokenizer's own contrastive heads) and a shuffled control: the language
-model's captions of other pictures.
+The language model is compared with two others. A retrieval captioner reads the same codes: it gives the training name
+whose text feature is nearest to the feature of the codes, both by the image tokenizer's own contrastive heads. A
+shuffled control gives the language model's captions of other pictures.
 """
 
 from dataclasses import replace
@@ -34,8 +34,8 @@ class NearestName:
     The retrieval captioner.
 
     Args:
-        model: whose image tokenizer gives both features.
-        names: to choose from, those of the training pictures.
+        model: its image tokenizer computes both features.
+        names: the names to choose from, those of the training pictures.
 
     Raises:
         FileNotFoundError, ValueError: the image tokenizer lacks the reconstruction decoder, the text branch or the
@@ -52,12 +52,12 @@ class NearestName:
         self.features = model.tokenizer.encode_texts(self.names)
 
     def caption(self, code_features: torch.Tensor) -> list[str]:
-        """Of `(pictures, projection_dim)`, the codes' features."""
+        """Return the nearest name for each picture; `code_features` is `(pictures, projection_dim)`."""
         return [self.names[number] for number in (code_features @ self.features.T).argmax(dim=1).tolist()]
 
 
 def training_names(pictures: PictureSet) -> list[str]:
-    """Names of a training split's pictures (the column `name`, else the first caption), of those that have one."""
+    """Return the names of a training split's pictures: the column `name`, else the first caption, if there is one."""
     dataset = pictures.dataset
     names = dataset["name"] if "name" in dataset.column_names else [None] * len(dataset)
     names = (None if name is None else str(name) for name in names)
@@ -75,32 +75,32 @@ def evaluate_captions(
     batch_size: int = 32,
 ) -> dict:
     """
-    Captions pictures, scores the captions, prints the table and writes it to a folder.
+    Caption pictures, score the captions, print the table and write it to a folder.
 
     Args:
         output: folder for `caption.json`, `caption_predictions.parquet` and `captions.png`.
-        train_pictures: whose names the retrieval captioner chooses from; None leaves it out.
-        references: "captions", or "names": the column `names` (else the captions) is all that COCO's metrics compare
-            with. Exact-name accuracy always means `names`.
-        limit: so many pictures, chosen at random by the model's seed; None takes all.
+        train_pictures: the retrieval captioner chooses from their names; None leaves it out.
+        references: "captions", or "names": COCO's metrics then compare with the column `names` alone (else with the
+            captions). Exact-name accuracy always compares with `names`.
+        limit: number of pictures to take, chosen at random by the model's seed; None takes all.
 
     Returns:
-        What `caption.json` holds.
+        The content of `caption.json`.
 
     Raises:
-        ValueError: pictures of one name only, which leave nothing to shuffle; `train_pictures` and an image tokenizer
-            that [`NearestName`] cannot use.
+        ValueError: all pictures have one name, which leaves nothing to shuffle; or there are `train_pictures`, and
+            [`NearestName`] cannot use the image tokenizer.
     """
     load_metrics("coco_captions", "name_accuracy")
     rows = choose(len(pictures.dataset), limit, model.seed)
     retrieval = NearestName(model, training_names(train_pictures)) if train_pictures else None
     found, captions, codes = _caption(pictures, rows, model, retrieval, batch_size)
     names = _names_of(pictures, found)
-    # Hours of work on large sets, kept whatever the scorers do (METEOR is a Java program).
+    # On large sets these are hours of work, to be kept even if a scorer fails (METEOR is a Java program).
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     predictions = _predictions(found, names, codes, captions)
-    (output / REPORT_FILE).unlink(missing_ok=True)  # an earlier one would be of other predictions
+    (output / REPORT_FILE).unlink(missing_ok=True)  # an earlier report would belong to other predictions
     write_parquet(output / PREDICTIONS_FILE, predictions)
     shuffled = others([text_key(names[number][0]) for number in range(len(found))], model.seed)
     captions[SHUFFLED] = [captions[LANGUAGE_MODEL][other] for other in shuffled]
@@ -152,9 +152,9 @@ def _caption(
     batch_size: int,
 ) -> tuple[list[Picture], dict[str, list[str]], torch.LongTensor]:
     """
-    The pictures that could be opened, their captions by each captioner, and their codes.
+    Return the pictures that could be opened, their captions by each captioner, and their codes.
 
-    Without their images: thousands of photographs would not fit into memory.
+    The pictures come without their images: thousands of photographs would not fit into memory.
     """
     found, codes, captions = [], [], {LANGUAGE_MODEL: []}
     for batch in pictures.batches(batch_size, rows=rows, description="captioning"):
@@ -168,7 +168,7 @@ def _caption(
 
 
 def _names_of(pictures: PictureSet, found: list[Picture]) -> list[list[str]]:
-    """All names of each picture: the column `names`, else its name and captions."""
+    """Return all names of each picture: the column `names`, else its name and captions."""
     if "names" in pictures.dataset.column_names:
         column = pictures.dataset["names"]
         return [caption_list(column[picture.row]) or [picture.name] for picture in found]
@@ -180,7 +180,7 @@ def _without_lists(scores: dict) -> dict:
 
 
 def _differences(results: dict, seed: int) -> dict | None:
-    """The language model against the retrieval captioner, picture by picture."""
+    """Compare the language model with the retrieval captioner, picture by picture."""
     if RETRIEVAL not in results:
         return None
     differences = {}
@@ -194,7 +194,7 @@ def _differences(results: dict, seed: int) -> dict | None:
 def _predictions(
     found: list[Picture], names: list[list[str]], codes: torch.LongTensor, captions: dict[str, list[str]]
 ) -> list[dict]:
-    """A row for each picture, without scores yet."""
+    """Return a row for each picture, without scores yet."""
     rows = []
     for number, picture in enumerate(found):
         row = {"row": picture.row, "id": picture.id, "names": names[number], "captions": picture.captions}
@@ -204,7 +204,7 @@ def _predictions(
 
 
 def _sheet(pictures: PictureSet, predictions: list[dict], seed: int) -> list[SheetCell]:
-    """The pictures that the seed shows, opened again, with their captions."""
+    """Return the pictures that the seed chooses for the sheet, opened again, with their captions."""
     shown = {predictions[number]["row"]: predictions[number] for number in sheet_rows(len(predictions), seed)}
     return [
         SheetCell(
@@ -217,7 +217,7 @@ def _sheet(pictures: PictureSet, predictions: list[dict], seed: int) -> list[She
 
 
 def summary(report: dict) -> str:
-    """The report as text."""
+    """Return the report as text."""
     data, results = report["data"], report["results"]
     header = ["", "BLEU@1", "BLEU@2", "BLEU@3", "BLEU@4", "METEOR", "ROUGE-L", "CIDEr", "SPICE", "exact name", "95%"]
     rows = [

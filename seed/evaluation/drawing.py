@@ -1,14 +1,13 @@
 """
-Drawings from names, by a judge we did not train: are they like the real pictures of what is named, in all styles?
+Score drawings from names by a judge we did not train: are they like the real pictures of the name, in all styles?
 
-Between two ends, as for reconstructions: Stable Diffusion drawing from the same prompt and the same noise (the paper's
-upper bound) and a shuffled control, drawings against the pictures of other names. An oracle, the training picture that
-is most like the concept's other pictures, shows what copying could reach.
+As for reconstructions, the scores stand between two ends: Stable Diffusion drawing from the same prompt and the same
+noise (the paper's upper bound), and a shuffled control, which compares drawings with the pictures of other names. An
+oracle, the training picture that is most like the concept's other pictures, shows what copying could reach.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data.sheets import SheetCell, save_sheet, sheet_rows
+from ..files_seed import replacing_file
 from .judge import Judge
 from .language_model import EvaluatedLanguageModel, settings_of
 from .metrics import retrieval_ranks, top_candidates
@@ -34,12 +34,12 @@ ORACLE, SHUFFLED = "nearest training picture (oracle)", "shuffled"
 @dataclass
 class Concepts:
     """
-    The real pictures, by name (see [`text_key`]).
+    The real pictures, grouped by name (see [`text_key`]).
 
     Args:
         names: one spelling of each concept's name.
-        sums: `(concepts, dim)`, sums of the judge's features of its pictures.
-        counts: `(concepts,)`, how many pictures it has.
+        sums: `(concepts, dim)`, the sum of the judge's features of the pictures of each concept.
+        counts: `(concepts,)`, the number of pictures of each concept.
     """
 
     names: list[str]
@@ -48,6 +48,7 @@ class Concepts:
 
     @classmethod
     def of(cls, names: Sequence[str], features: np.ndarray) -> "Concepts":
+        """Group pictures by their names; features: `(pictures, dim)`."""
         spellings = distinct_texts(names)
         numbers = {text_key(name): number for number, name in enumerate(spellings)}
         of_picture = [numbers[text_key(name)] for name in names]
@@ -57,22 +58,23 @@ class Concepts:
 
     @property
     def means(self) -> np.ndarray:
+        """The mean feature of each concept, `(concepts, dim)`."""
         return self.sums / self.counts[:, None]
 
 
 def judge_prompts(drawings: np.ndarray, own: np.ndarray, concepts: Concepts) -> JudgedDrawings:
     """
-    Similarity of drawings to their concepts, and retrieval of the right concept among all.
+    Judge the similarity of drawings to their concepts, and the retrieval of the right concept among all.
 
-    Similarity is the mean cosine of a drawing with the real pictures of its concept. For retrieval, concepts stand in
-    order of the cosine with the mean of their pictures, so that concepts of one picture have no advantage.
+    Similarity is the mean cosine of a drawing with the real pictures of its concept. For retrieval, concepts are sorted
+    by the cosine with the mean of their pictures, so that concepts of one picture have no advantage.
 
     Args:
-        drawings: `(prompts, dim)`, the judge's features, L2-normalised.
+        drawings: `(prompts, dim)`, the judge's L2-normalised features.
         own: `(prompts,)`, the concept that each prompt names.
 
     Returns:
-        `shuffled` compares a concept's pictures with the drawings of all other prompts.
+        The judgement; its `shuffled` compares a concept's pictures with the drawings of all other prompts.
     """
     means = concepts.means
     directions = means / np.linalg.norm(means, axis=1, keepdims=True).clip(1e-12)
@@ -88,16 +90,16 @@ def judge_prompts(drawings: np.ndarray, own: np.ndarray, concepts: Concepts) -> 
 
 def oracle(training: np.ndarray, training_concepts: np.ndarray, own: np.ndarray, concepts: Concepts):
     """
-    For each prompt the training picture most like the real pictures of its concept, itself left out.
+    Choose for each prompt the training picture that is most like the other real pictures of its concept.
 
     Args:
         training: `(training, dim)`, the judge's features.
-        training_concepts: `(training,)`, the concept of each.
-        own: `(prompts,)`.
+        training_concepts: `(training,)`, the concept of each training picture.
+        own: `(prompts,)`, the concept that each prompt names.
 
     Returns:
-        What it scores, as [`JudgedDrawings`] (its `shuffled` is not defined: 0), and the chosen pictures, `(prompts,)`.
-        A picture is taken out of its own concept's mean before it is compared with it.
+        The judgement of the chosen pictures (its `shuffled` is not defined: 0), and the chosen pictures, `(prompts,)`.
+        A picture is taken out of its own concept's mean before the two are compared.
     """
     similarity = np.empty((len(training), len(own)))
     for place, concept in enumerate(own):
@@ -126,13 +128,14 @@ def oracle(training: np.ndarray, training_concepts: np.ndarray, own: np.ndarray,
 
 def judge_pictures(pictures: PictureSet, judge: Judge, batch_size: int, cache: str | Path | None = None):
     """
-    Names and features of a split's pictures.
+    Return the names and features of a split's pictures.
 
     Args:
-        cache: a folder where features are kept, by the pictures' bytes, their names and the judge; None keeps nothing.
+        cache: folder in which features are kept, under a hash of the pictures' bytes, their names and the judge; None
+            keeps nothing.
 
     Returns:
-        Names, and `(pictures, dim)`, of those that could be opened.
+        Names, and features `(pictures, dim)`, of the pictures that could be opened.
     """
     path = None
     if cache is not None:
@@ -147,14 +150,13 @@ def judge_pictures(pictures: PictureSet, judge: Judge, batch_size: int, cache: s
     features = torch.cat(features).numpy()
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.stem}.tmp.npz")
-        np.savez(temporary, names=np.array(names), features=features)
-        os.replace(temporary, path)
+        with replacing_file(path) as temporary:
+            np.savez(temporary, names=np.array(names), features=features)
     return names, features
 
 
 def _cache_key(pictures: PictureSet, judge: Judge) -> str:
-    """Hash of all that [`judge_pictures`] depends on: files are read, since a path says nothing of what it holds."""
+    """Return a hash of all that [`judge_pictures`] depends on, with the content of files, not their paths."""
     digest = hashlib.sha256(json.dumps(judge.description, sort_keys=True).encode())
     for row in pictures.dataset:
         image, content = row["image"], row["image"].get("bytes")
@@ -181,25 +183,25 @@ def evaluate_drawings(
     cache: str | Path | None = None,
 ) -> dict:
     """
-    Draws every distinct name of a split, judges the drawings, prints the table and writes it to a folder.
+    Draw every distinct name of a split, judge the drawings, print the table and write it to a folder.
 
     Args:
-        pictures: whose names are the prompts.
+        pictures: their names are the prompts.
         output: folder for `draw.json`, `draw_predictions.parquet` and `drawings.png`.
-        train_pictures: for the oracle; they count as real pictures, too.
-        further_pictures: more real pictures, of other styles.
-        limit: so many names, chosen at random by the model's seed; None draws all.
+        train_pictures: the oracle chooses from them; they also count as real pictures.
+        further_pictures: more real pictures, in other styles.
+        limit: number of names to draw, chosen at random by the model's seed; None draws all.
         cache: see [`judge_pictures`].
 
     Returns:
-        What `draw.json` holds.
+        The content of `draw.json`.
 
     Raises:
-        ValueError: fewer than two names, which leave nothing to shuffle; an image tokenizer that the language model was
-            not trained with.
+        ValueError: there are fewer than two names, which leaves nothing to shuffle; or the language model was trained
+            with another image tokenizer.
     """
     load_metrics("drawing_similarity")
-    model.processor.set_image_tokenizer(drawer.pipeline.image_tokenizer)  # refuses one it was not trained with
+    model.processor.set_image_tokenizer(drawer.pipeline.image_tokenizer)  # refuses another tokenizer than the model's
     judged_sets = [judge_pictures(each, judge, batch_size, cache) for each in (pictures, *further_pictures)]
     training = judge_pictures(train_pictures, judge, batch_size, cache) if train_pictures else None
     everything = [*judged_sets, *([training] if training else [])]
@@ -262,7 +264,7 @@ def _draw(
     batch_size: int,
     shown: set[int],
 ) -> tuple[torch.LongTensor, dict[str, np.ndarray], dict[int, Image.Image]]:
-    """Codes that the language model wrote, the judge's features of both kinds of drawing, and the drawings to show."""
+    """Return the codes that the model wrote, the judge's features of both kinds of drawing, and drawings to show."""
     codes, features, kept = [], {LANGUAGE_MODEL: [], UPPER: []}, {}
     for start in tqdm(range(0, len(prompts), batch_size), desc="drawing", unit="batch"):
         batch = prompts[start : start + batch_size]
@@ -285,7 +287,7 @@ def _write(
     training: tuple[list[str], np.ndarray] | None,
     nearest: np.ndarray | None,
 ) -> None:
-    """Predictions first, so that metrics never stand without them."""
+    """Write the predictions first, so that there are never metrics without them."""
     output.mkdir(parents=True, exist_ok=True)
     rows = []
     for number, prompt in enumerate(prompts):
@@ -309,7 +311,7 @@ def _write(
 
 
 def summary(report: dict) -> str:
-    """The report as text."""
+    """Return the report as text."""
     header = ["drawn", "similarity s", "(s - shuffled) / (SD - shuffled)", "95%", "concept R@1", "R@5", "R@10"]
     rows = []
     for label, scores in report["results"].items():

@@ -1,4 +1,4 @@
-"""An image tokenizer made ready to be evaluated: in float32, with its image processor and its text tokenizer."""
+"""Load an image tokenizer for evaluation: in float32, with its image processor and its text tokenizer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +18,13 @@ from ..repository_seed import SeedRepository
 @dataclass
 class EncodedImages:
     """
+    The features and codes of a batch of pictures.
+
     Args:
-        embedding_features: `(batch, projection_dim)` of the last causal embedding, or, of a bidirectional Q-Former,
-            `(batch, num_queries, projection_dim)`; None without a text branch, which has the projection.
-        code_features: `(batch, projection_dim)` of the codes, through the reconstruction decoder; None without a
-            codebook, that decoder or a text branch.
+        embedding_features: `(batch, projection_dim)`, features of the last causal embedding, or from a bidirectional
+            Q-Former `(batch, num_queries, projection_dim)`; None without a text branch, which has the projection.
+        code_features: `(batch, projection_dim)`, features of the codes, through the reconstruction decoder; None
+            without a codebook, that decoder or a text branch.
         codes: `(batch, num_codes)`; None without a codebook.
         pooled: `(batch, vision_dim)`, L2-normalised mean of the frozen vision model's patch features.
     """
@@ -35,15 +37,16 @@ class EncodedImages:
 
 class EvaluatedTokenizer:
     """
-    A [`SeedModel`] in float32 (codes that are scored are made in float32). Texts need its text branch and its text
-    tokenizer, codes do not.
+    A [`SeedModel`] in float32, the dtype in which codes that are scored are made.
+
+    Texts need its text branch and its text tokenizer, codes do not.
 
     Args:
-        name: a SEED repository, or an image tokenizer's own folder or Hub id.
-        device: where it runs.
+        name: folder or Hub id of a SEED repository or of an image tokenizer.
+        device: the device to run on.
 
     Raises:
-        FileNotFoundError: no image tokenizer.
+        FileNotFoundError: there is no image tokenizer.
     """
 
     def __init__(self, name: str | Path, device: str | torch.device = "cpu"):
@@ -56,10 +59,10 @@ class EvaluatedTokenizer:
 
     def load_text_tokenizer(self):
         """
-        Return the text tokenizer of the text branch, loaded when first asked for.
+        Return the text tokenizer of the text branch; the first call loads it.
 
         Raises:
-            FileNotFoundError: the folder holds none.
+            FileNotFoundError: the folder holds no text tokenizer.
             ValueError: there is no text branch.
         """
         if self._text_tokenizer is None:
@@ -68,19 +71,21 @@ class EvaluatedTokenizer:
 
     @property
     def causal(self) -> bool:
+        """Whether the Q-Former is causal."""
         return self.model.config.qformer_config.causal
 
     @property
     def has_codes(self) -> bool:
+        """Whether the model has a codebook."""
         return self.model.config.use_code_branch
 
     def describe(self) -> dict:
-        """What goes into the report."""
+        """Describe the model for the report."""
         return {"name": self.name, "weights_sha256": weight_hash(self.model), "dtype": "float32"}
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image]) -> EncodedImages:
-        """Features and codes of a batch of RGB images, on the CPU."""
+        """Return the features and codes of a batch of RGB images, on the CPU."""
         model = self.model
         pixel_values = self.image_processor(list(images), return_tensors="pt")["pixel_values"].to(model.device)
         vision_features = model.get_vision_features(pixel_values)
@@ -102,6 +107,6 @@ class EvaluatedTokenizer:
 
 
 def pixel_vector(image: Image.Image) -> np.ndarray:
-    """A picture as 16 x 16 RGB pixels, `(768,)` in 0 .. 1: the floor that needs no network."""
+    """Return a picture as 16 x 16 RGB pixels, `(768,)` in 0 .. 1: a floor that needs no network."""
     small = image.resize((16, 16), Image.Resampling.BICUBIC)
     return np.asarray(small, dtype=np.float32).ravel() / 255

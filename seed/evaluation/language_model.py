@@ -1,4 +1,4 @@
-"""A SEED language model that is evaluated: how it writes, and with which image tokenizer."""
+"""Load a SEED language model for evaluation, with its settings of generation and its image tokenizer."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,22 +14,22 @@ from .image_tokenizer import EvaluatedTokenizer
 
 class EvaluatedLanguageModel:
     """
-    A SEED language model, its processor, and (when first asked for) its image tokenizer.
+    A SEED language model, its processor and its image tokenizer, which is loaded when it is needed.
 
     Args:
         name: folder or Hub id of a SEED repository with a language model.
-        device: where it runs.
-        num_beams, length_penalty, max_new_tokens: how captions and answers are written; None takes what the repository
-            stores. The score of a beam is its log probability over its length to the power of the length penalty.
-        token_guidance_scale, temperature: how codes are written; None takes what the repository stores. Temperature 0
-            takes the likeliest code each time, a higher one samples.
-        top_p: sample codes from the likeliest only; needs a temperature above 0.
-        seed: of sampling.
-        dtype: of the language model; the image tokenizer is in float32 always.
+        device: the device to run on.
+        num_beams, length_penalty, max_new_tokens: settings for captions and answers; None takes those of the
+            repository. The score of a beam is its log probability over its length to the power of the length penalty.
+        token_guidance_scale, temperature: settings for codes; None takes those of the repository. Temperature 0 takes
+            the likeliest code each time, a higher one samples.
+        top_p: samples codes from the likeliest ones that together have this probability; needs a temperature above 0.
+        seed: seed of sampling.
+        dtype: dtype of the language model; the image tokenizer is always in float32.
 
     Raises:
-        ValueError: the repository holds another kind of model, or none, or a processor that was not made for it; a
-            negative temperature; top_p at temperature 0, or not within 0 .. 1.
+        ValueError: the repository holds another kind of model, or none, or a processor that was not made for it; the
+            temperature is negative; or `top_p` is given at temperature 0, or is not in 0 .. 1.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class EvaluatedLanguageModel:
         return self._tokenizer
 
     def describe(self) -> dict:
-        """What goes into the report."""
+        """Describe the model for the report."""
         return {
             "name": self.name,
             "class": type(self.model).__name__,
@@ -100,14 +100,14 @@ class EvaluatedLanguageModel:
         Write the codes of drawings, `(prompts, num_codes)`, on the CPU.
 
         Args:
-            seed: of sampling, if the settings sample; what a prompt gives then depends on the batch it is in.
+            seed: seed of sampling. If the settings sample, the codes of a prompt depend on the batch it is in.
         """
         generator = torch.Generator().manual_seed(seed)
         return write_codes(self.model, self.processor, prompts, generator=generator, **self.drawing_options)
 
 
 def settings_of(model: EvaluatedLanguageModel) -> dict:
-    """How it generates, for the report: what was asked for over the checkpoint's generation settings."""
+    """Return the generation settings of a checkpoint, for the report."""
     config = model.model.generation_config
     shown = ("num_beams", "do_sample", "temperature", "top_k", "top_p", "length_penalty", "repetition_penalty")
     return {name: getattr(config, name) for name in shown if getattr(config, name, None) is not None}

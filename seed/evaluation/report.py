@@ -1,8 +1,7 @@
-"""What an evaluation leaves behind: a printed table, metrics as JSON, predictions as Parquet."""
+"""Write the results of an evaluation: a table to print, metrics as JSON, predictions as Parquet."""
 
 import importlib.metadata
 import json
-import os
 import platform
 import shlex
 import sys
@@ -12,37 +11,36 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..files_seed import replacing_file, write_atomically
+
 LIBRARIES = ("seed-vision", "torch", "transformers", "diffusers", "numpy", "pillow")
 
 
 def provenance() -> dict:
-    """The command, and the versions of what ran it."""
+    """Return the command, and the versions of Python and the libraries that run it."""
     versions = {"python": platform.python_version()}
     for library in LIBRARIES:
         try:
             versions[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
-            versions[library] = None  # run from a checkout that is not installed
+            versions[library] = None  # a checkout that is not installed
     return {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "versions": versions}
 
 
 def write_json(path: Path, values: dict) -> None:
-    """Writes a JSON file, all or nothing."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a report as a JSON file, all or nothing, with its keys in their own order."""
+    write_atomically(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_parquet(path: Path, rows: list[dict]) -> None:
-    """Writes rows of equal keys to a Parquet file, all or nothing."""
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.Table.from_pylist(rows), temporary)
-    os.replace(temporary, path)
+    """Write rows of equal keys to a Parquet file, all or nothing."""
+    with replacing_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     """
-    A table in Markdown, columns aligned.
+    Format a table in Markdown, with aligned columns.
 
     Args:
         rows: cells are text, numbers (printed with three digits) or None (printed as a dash).

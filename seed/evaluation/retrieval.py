@@ -1,12 +1,12 @@
 """
-Image-text retrieval (the paper's Table 1): dual stream, cosine of contrastive features, no matching head.
+Score image-text retrieval (the paper's Table 1) by the cosine of contrastive features, without a matching head.
 
-Rows: the bidirectional Q-Former from which SEED starts (BLIP-2's part; the best of its queries counts), the causal
-embeddings (the last one counts), and the codes, through the reconstruction decoder.
+The rows of the table are the bidirectional Q-Former from which SEED starts (BLIP-2's part; its best query counts), the
+causal embeddings (the last one counts), and the codes, through the reconstruction decoder.
 
-Candidates are the distinct texts and the pictures of the split. A text is right for every picture that carries it: of
-several pictures of one name, each is a positive. Image to text is a hit if the picture's text is among the first k;
-text to image, if any picture of the text is.
+The candidates are the distinct texts and the pictures of the split. A text is right for every picture that carries it:
+of several pictures of one name, each is a positive. Image to text is a hit if the picture's text is among the first k,
+and text to image if any picture of the text is.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ from .report import format_table, provenance, write_json, write_parquet
 
 BIDIRECTIONAL, CAUSAL, CODES = "bidirectional", "causal embeddings", "codes"
 TOP = 10
-# Pictures compared at a time; with 32 queries each and 25,000 texts a block is 200 MB.
+# Number of pictures compared at a time; with 32 queries each and 25,000 texts a block is 200 MB.
 BLOCK = 64
-# The paper's Table 1, R@1 image to text / text to image. Other data, other sizes: context, not a comparison.
+# The paper's Table 1, R@1 image to text and text to image. Its data and sizes are others: no comparison.
 PAPER = {
     "Flickr30K": {BIDIRECTIONAL: (0.819, 0.824), CAUSAL: (0.900, 0.800), CODES: (0.863, 0.759)},
     "COCO": {BIDIRECTIONAL: (0.653, 0.591), CAUSAL: (0.719, 0.567), CODES: (0.657, 0.525)},
@@ -39,7 +39,7 @@ class TextSide:
     The distinct texts of a split.
 
     Args:
-        texts: one spelling of each.
+        texts: one spelling of each text.
         of_picture: for each picture the texts that are right for it.
     """
 
@@ -48,7 +48,7 @@ class TextSide:
 
     @property
     def pictures_of(self) -> list[list[int]]:
-        """For each text the pictures that it is right for."""
+        """The pictures for which each text is right."""
         pictures = [[] for _ in self.texts]
         for picture, texts in enumerate(self.of_picture):
             for text in texts:
@@ -57,7 +57,7 @@ class TextSide:
 
 
 def collect_texts(texts_of_pictures: list[list[str]]) -> TextSide:
-    """Distinct texts (see [`text_key`]), in order of their first occurrence."""
+    """Collect the distinct texts (see [`text_key`]), in order of their first occurrence."""
     numbers: dict[str, int] = {}
     texts, of_picture = [], []
     for candidates in texts_of_pictures:
@@ -77,8 +77,8 @@ class RowResult:
     One row of the table.
 
     Args:
-        scores: R@1, R@5, R@10 both ways and R@mean, the mean of the six.
-        image_ranks, text_ranks: of the best positive, from 0; `(pictures,)` and `(texts,)`.
+        scores: R@1, R@5, R@10 in both directions, and R@mean, the mean of the six.
+        image_ranks, text_ranks: ranks of the best positives, from 0; `(pictures,)` and `(texts,)`.
         top_texts, top_pictures: indices of the first candidates, `(pictures, 10)` and `(texts, 10)`.
     """
 
@@ -91,6 +91,8 @@ class RowResult:
 
 def score_retrieval(similarity: np.ndarray, side: TextSide) -> RowResult:
     """
+    Score retrieval in both directions.
+
     Args:
         similarity: `(pictures, texts)`.
     """
@@ -108,7 +110,7 @@ def score_retrieval(similarity: np.ndarray, side: TextSide) -> RowResult:
 
 
 def similarity_matrix(image_features: torch.Tensor, text_features: torch.Tensor) -> np.ndarray:
-    """Cosines `(pictures, texts)`; of several queries per picture the best, a block of pictures at a time."""
+    """Return the cosines, `(pictures, texts)`; the best counts if a picture has several queries."""
     return torch.cat([query_similarity(rows, text_features) for rows in image_features.split(BLOCK)]).numpy()
 
 
@@ -123,23 +125,23 @@ def evaluate_retrieval(
     device: str = "cpu",
 ) -> dict:
     """
-    Scores an image tokenizer, prints the table and writes it, with all predictions, to a folder.
+    Score an image tokenizer, print the table and write it, with all predictions, to a folder.
 
     Args:
         output: folder for `retrieval.json`, `retrieval_images.parquet` and `retrieval_texts.parquet`.
-        model: the SEED repository or image tokenizer.
-        bidirectional: the Q-Former before stage I, for the first row.
-        train_pictures: adds the floors: the name of the nearest training picture.
+        model: folder or Hub id of a SEED repository or image tokenizer.
+        bidirectional: folder or Hub id of the Q-Former before stage I, for the first row.
+        train_pictures: if given, the report has floors: the scores of the nearest training picture's name.
         texts: "name" (one text per picture: the column `name`, else the first caption) or "captions" (each caption is
-            a text of its own: Flickr30K and COCO).
+            a text of its own, as for Flickr30K and COCO).
 
     Returns:
-        What `retrieval.json` holds.
+        The content of `retrieval.json`.
 
     Raises:
-        ValueError: `bidirectional` names a causal model, or `model` a bidirectional one beside it; no picture can be
-            used; a model without text branch.
-        FileNotFoundError: a model without text tokenizer.
+        ValueError: `bidirectional` names a causal model, or both models are bidirectional; no picture can be used; or
+            a model has no text branch.
+        FileNotFoundError: a model has no text tokenizer.
     """
     tokenizers = [EvaluatedTokenizer(model, device)]
     if bidirectional is not None:
@@ -148,11 +150,11 @@ def evaluate_retrieval(
         tokenizers.append(EvaluatedTokenizer(bidirectional, device))
         if tokenizers[1].causal:
             raise ValueError(
-                f"{bidirectional} has a causal Q-Former; the bidirectional row wants qformer_config.causal false: what "
-                "examples/train_qformer.py or `seed convert blip2` makes."
+                f"{bidirectional} has a causal Q-Former, but --bidirectional needs one with qformer_config.causal "
+                "false; examples/train_qformer.py or `seed convert blip2` makes one."
             )
     for tokenizer in tokenizers:
-        tokenizer.load_text_tokenizer()  # or says what is missing, before the pictures are encoded
+        tokenizer.load_text_tokenizer()  # raises an error before the pictures are encoded, if something is missing
     encoded = _encode(tokenizers, pictures, batch_size, with_texts=texts)
     side = collect_texts(encoded["texts"])
     results = {}
@@ -197,7 +199,7 @@ def _encode(
     with_texts: str,
     label: str = "pictures",
 ) -> dict:
-    """Everything about the pictures that the scores need, in one pass over them."""
+    """Compute all that the scores need of the pictures, in one pass over them."""
     encodings = [[] for _ in tokenizers]
     texts, names, ids, rows, pixels = [], [], [], [], []
     for batch in pictures.batches(batch_size, description=label):
@@ -239,7 +241,7 @@ def _codebook(tokenizer: EvaluatedTokenizer, codes: torch.Tensor | None) -> dict
 
 
 def _floors(tokenizer: EvaluatedTokenizer, encoded: dict, train_pictures: PictureSet, batch_size: int) -> dict:
-    """Image to name R@1 of the nearest training picture, by the frozen encoder's pooled features and by pixels."""
+    """Return image-to-name R@1 by the nearest training picture, in the frozen encoder's features and in pixels."""
     train = _encode([tokenizer], train_pictures, batch_size, with_texts="name", label="training pictures")
     train_keys = np.array([text_key(name) for name in train["names"]])
     keys = np.array([text_key(name) for name in encoded["names"]])
@@ -268,7 +270,7 @@ def _ratios(results: dict[str, RowResult]) -> dict[str, float | None]:
 
 
 def _write(output: Path, report: dict, results: dict[str, RowResult], side: TextSide, encoded: dict) -> None:
-    """Predictions first, so that metrics never stand without them."""
+    """Write the predictions first, so that there are never metrics without them."""
     output.mkdir(parents=True, exist_ok=True)
     codes = encoded["codes"]
     images = []
@@ -293,7 +295,7 @@ def _write(output: Path, report: dict, results: dict[str, RowResult], side: Text
 
 
 def summary(report: dict) -> str:
-    """The report as text: the table, then what stands around it."""
+    """Return the report as text."""
     header = ["", *(f"{way} R@{k}" for way in ("image->text", "text->image") for k in (1, 5, 10)), "R@mean"]
     rows = [
         [label, *scores["image_to_text"].values(), *scores["text_to_image"].values(), scores["R@mean"]]
@@ -317,7 +319,7 @@ def summary(report: dict) -> str:
             f"{codebook['distinct_code_sequences']} distinct code sequences"
         )
         if CODES not in report["results"]:
-            lines.append("No row of codes: this image tokenizer has no reconstruction decoder.")
+            lines.append("There is no row for codes: this image tokenizer has no reconstruction decoder.")
     if floors:
         lines.append(
             f"Floors, image->name R@1 of the nearest of {floors['training_pictures']} training pictures: by the "
@@ -326,7 +328,7 @@ def summary(report: dict) -> str:
     paper = [[f"{name}, {label}", *pair] for name, values in PAPER.items() for label, pair in values.items()]
     lines += [
         "",
-        "For context only, the paper's Table 1: other data, other sizes, not comparable",
+        "For context, the paper's Table 1; its data and sizes are others, so the numbers are not comparable",
         "",
         format_table(["", "image->text R@1", "text->image R@1"], paper),
     ]

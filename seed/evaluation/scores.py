@@ -1,4 +1,4 @@
-"""The `evaluate` metrics of the package, loaded from their folders, and what the language tasks do with them."""
+"""Load the package's `evaluate` metrics, and compute the scores that the language tasks share."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -14,10 +14,10 @@ FOLDER = Path(__file__).parent / "hub_metrics"
 @cache
 def load_metric(name: str):
     """
-    The `evaluate.Metric` of a folder of `hub_metrics`; nothing is fetched.
+    Load an `evaluate.Metric` from its folder in `hub_metrics`; nothing is downloaded.
 
     Raises:
-        ModuleNotFoundError: `evaluate`, or what the metric needs, is not installed.
+        ModuleNotFoundError: `evaluate`, or a package that the metric needs, is not installed.
     """
     try:
         import evaluate
@@ -30,18 +30,18 @@ def load_metric(name: str):
 
 
 def load_metrics(*names: str) -> None:
-    """Loads metrics before the work whose results they score, which would be lost where one cannot be loaded."""
+    """Load metrics before the work that they score, which would be lost if one could not be loaded afterwards."""
     for name in names:
         load_metric(name)
 
 
 def score_captions(captions: Sequence[str], references: list[list[str]], names: list[list[str]], seed: int) -> dict:
     """
-    COCO's metrics and exact-name accuracy of one caption a picture.
+    Score one caption for each picture by COCO's metrics and exact-name accuracy.
 
     Returns:
-        The metrics' own results, `cider_95%` and `name_accuracy_95%` (bootstrap over pictures; CIDEr's document
-        frequencies stay those of the split), and lists of each picture's: `cider_each`, `each_is_a_name`.
+        The metrics' own results; `cider_95%` and `name_accuracy_95%` (bootstrap over pictures, with CIDEr's document
+        frequencies of the whole split); and for each picture `cider_each` and `each_is_a_name`.
     """
     coco = load_metric("coco_captions").compute(predictions=list(captions), references=references, per_caption=True)
     named = load_metric("name_accuracy").compute(predictions=list(captions), references=names, per_example=True)
@@ -55,18 +55,18 @@ def score_captions(captions: Sequence[str], references: list[list[str]], names: 
 
 
 def mean_interval(values: Sequence[float], seed: int) -> list[float] | None:
-    """95% bootstrap interval of a mean."""
+    """Return the 95% bootstrap interval of a mean."""
     values = np.asarray(values, dtype=float)
     return bootstrap_interval(lambda rows: values[rows].mean(), len(values), seed=seed)
 
 
 def interval_text(interval: list[float] | None) -> str | None:
-    """As tables print it."""
+    """Format an interval for a table."""
     return f"{interval[0]:.3f} .. {interval[1]:.3f}" if interval else None
 
 
 def choose(count: int, limit: int | None, seed: int) -> np.ndarray:
-    """Which of `count` are taken, in order: all, or `limit` of them by chance."""
+    """Choose which of `count` items are taken, in order: all, or `limit` of them at random."""
     if limit is None or limit >= count:
         return np.arange(count)
     return np.sort(np.random.default_rng(seed).permutation(count)[:limit])
@@ -74,10 +74,10 @@ def choose(count: int, limit: int | None, seed: int) -> np.ndarray:
 
 def others(keys: Sequence, seed: int) -> np.ndarray:
     """
-    For each item another one, of another key, by chance: what shuffled controls take.
+    Choose for each item at random one with another key, for a shuffled control.
 
     Raises:
-        ValueError: all have the same key.
+        ValueError: all items have the same key.
     """
     rng = np.random.default_rng(seed)
     keys = np.asarray([str(key) for key in keys])

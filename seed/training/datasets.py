@@ -1,8 +1,8 @@
-"""What the stages train on: positions of a run, each a function of the seed, so that a resumed run repeats none."""
+"""The examples that the stages train on: each is a function of the seed and its position, so that a run can resume."""
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,12 +10,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..data.images import InvalidImageError
-from .feature_cache import FeatureCache
+from .feature_cache import MAX_BROKEN, FeatureCache
 
 logger = logging.getLogger(__name__)
-
-# Pictures in a row that may not open before a run stops: then it is the disk, not the pictures.
-MAX_SUBSTITUTES = 100
 
 
 @dataclass
@@ -24,11 +21,12 @@ class PictureSource:
     Pictures with captions, either opened when needed or read from a feature cache.
 
     Args:
-        captions: for each picture its captions, the first being its name.
+        captions: for each picture its captions; the first is its name.
         concepts: for each picture what it shows; pictures of one concept are positives of each other.
-        cache: vision features of the pictures; None trains from the pictures themselves.
+        cache: the features of the pictures; None trains from the pictures themselves.
         images: one function per picture that returns it; needed without a cache.
-        identity: which pictures they are, e.g. a hash of their ids, for `run_stage`.
+        identity: says which pictures they are, e.g. by a hash of their ids, for `run_stage`.
+        broken: numbers of the pictures that did not open when their turn came; filled while the source is read.
     """
 
     captions: Sequence[Sequence[str]]
@@ -36,6 +34,7 @@ class PictureSource:
     cache: FeatureCache | None = None
     images: Sequence[Callable[[], Image.Image]] | None = None
     identity: str = ""
+    broken: set[int] = field(default_factory=set)
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -48,11 +47,12 @@ class RunDataset(Dataset):
     Which picture, view and caption stand at a position depends on the seed and the position only. A run that resumes at
     position p therefore goes on exactly as it would have, without stored state.
 
-    A picture that no longer opens is replaced by the next one in order, so that one file in a million does not end a
-    run of days; of `MAX_SUBSTITUTES` in a row the error is raised.
+    A picture that does not open when its turn comes is replaced by the next one in order, so that one file in a million
+    does not end a run of days. A warning names it once in each process that loads pictures, with the number of such
+    pictures so far. After `MAX_BROKEN` of them in a row the error is raised.
 
     Args:
-        sources: the data, mixed; every picture comes once per epoch.
+        sources: the data, which are mixed; every picture comes once per epoch.
         examples: length of the run.
         first_caption_probability: how often the first caption is taken; else one of all, evenly.
     """
@@ -77,18 +77,28 @@ class RunDataset(Dataset):
     def __getitem__(self, position: int) -> dict:
         epoch, place = divmod(position, int(self.offsets[-1]))
         order = self._epoch_order(epoch)
-        for next_place in range(place, place + MAX_SUBSTITUTES):
+        for next_place in range(place, place + MAX_BROKEN):
             number = int(order[next_place % len(order)])
+            which = int(np.searchsorted(self.offsets, number, side="right")) - 1
+            picture = number - int(self.offsets[which])
             try:
-                return self._example(number, position)
-            except InvalidImageError as error:  # it opened when the run began
-                logger.warning("%s The next picture is trained on in its place.", error)
+                return self._example(which, picture, position)
+            except InvalidImageError as error:
+                self._report(which, picture, error)
                 last = error
         raise last
 
-    def _example(self, number: int, position: int) -> dict:
-        which = int(np.searchsorted(self.offsets, number, side="right")) - 1
-        source, picture = self.sources[which], number - int(self.offsets[which])
+    def _report(self, which: int, picture: int, error: InvalidImageError) -> None:
+        broken = self.sources[which].broken
+        if picture not in broken:
+            broken.add(picture)
+            logger.warning(
+                "%s The next picture is trained on in its place. %d of %d pictures are left out so far.",
+                error, sum(len(source.broken) for source in self.sources), self.offsets[-1],
+            )  # fmt: skip
+
+    def _example(self, which: int, picture: int, position: int) -> dict:
+        source = self.sources[which]
         rng = np.random.default_rng((self.seed, 1, position))
         captions = source.captions[picture]
         first = rng.random() < self.first_caption_probability
@@ -113,10 +123,10 @@ class RunDataset(Dataset):
 
 class ContrastiveCollator:
     """
-    Examples of a [`RunDataset`] to a batch for pretraining and stage I.
+    Collator that makes a batch for pretraining and stage I of the examples of a [`RunDataset`].
 
     Args:
-        tokenizer: of the text branch.
+        tokenizer: the tokenizer of the text branch.
         image_processor: needed where the examples hold pictures.
         max_length: tokens to which captions are cut.
     """
@@ -143,12 +153,13 @@ class ContrastiveCollator:
 
 class QuantizationCollator:
     """
-    Examples of a [`RunDataset`] to a batch for stage II.
+    Collator that makes a batch for stage II of the examples of a [`RunDataset`].
 
     Args:
-        sources: those of the data set. The fixed caption of a picture is its first.
-        tokenize: captions to `(captions, 77)`, which come as `caption_ids`: the trainer makes features of them, where
-            the accelerator is.
+        sources: the sources of the data set. The fixed caption of a picture is its first.
+        tokenize: turns captions into ids, `(captions, 77)`. They stand in the batch as `caption_ids`: the trainer makes
+            features of them on its accelerator.
+        image_processor: needed where the examples hold pictures.
     """
 
     def __init__(
@@ -167,7 +178,7 @@ class QuantizationCollator:
 
 
 def collate_images(examples: list[dict], image_processor) -> dict[str, torch.Tensor]:
-    """The images of a batch: cached `vision_features` or `causal_embeddings`, or `pixel_values` made here."""
+    """Return the images of a batch: cached `vision_features` or `causal_embeddings`, else new `pixel_values`."""
     for name in ("vision_features", "causal_embeddings"):
         if name in examples[0]:
             return {name: torch.stack([example[name] for example in examples]).float()}

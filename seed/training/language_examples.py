@@ -1,8 +1,7 @@
-"""What the language model trains on: files of codes with words, mixed, as a function of the seed and the position."""
+"""The examples that a language model trains on: files of codes and words, mixed; each depends on seed and position."""
 
 import logging
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,12 @@ import torch
 from torch.utils.data import Dataset
 
 from ..data.codes import CodesMetadata, check_made_by, codes_schema, read_codes, read_metadata
+from ..files_seed import replacing_file
 from .recipes import build_recipe, check_training, read_yaml
 
 logger = logging.getLogger(__name__)
 
-# Task: the column that a file needs for it. Files of captions serve two tasks.
+# For each task the column that a file needs. Files of captions serve two tasks.
 TASKS = {
     "caption": "captions",
     "drawing": "captions",
@@ -29,21 +29,23 @@ TASKS = {
     "instruction": "messages",
     "text": "text",
 }
-# Those whose codes stand in a column of their own.
+# The tasks whose codes stand in a column of their own.
 _WITH_CODES = ("caption", "drawing", "question")
-# Marks a file of views; its values number the views of a picture, 0 is the picture itself.
+# The column that marks a file of views; it numbers the views of a picture, and 0 is the picture itself.
 VIEW_COLUMN = "view"
-# Of the frozen weights: the setting of `TrainingArguments` that computes in it.
+# For each dtype of the frozen weights the setting of `TrainingArguments` that computes in it.
 DTYPES = {"float32": None, "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass
 class LoraRecipe:
     """
+    The part of a recipe about LoRA.
+
     Args:
-        rank: of the update of every attention and feed-forward weight. The paper does not say which; our choice.
+        rank: rank of the update of every attention and feed-forward weight. The paper names none; this is our choice.
         alpha: the update is scaled by alpha / rank.
-        dropout: on the input of the update.
+        dropout: dropout on the input of the update.
     """
 
     rank: int = 16
@@ -54,25 +56,25 @@ class LoraRecipe:
 @dataclass
 class LanguageRecipe:
     """
-    A stage of the language model.
+    The recipe of a stage of the language model.
 
     Args:
-        epochs: passes over the mixture.
+        epochs: number of passes over the mixture.
         training: keyword arguments of transformers' `TrainingArguments`, and `bf16: auto`, see
             [`training_arguments`]; `per_device_train_batch_size` counts examples.
-        tasks: how often every row comes per epoch as `caption` (image to text), `drawing` (text to image), `question`,
-            `document`, `instruction` or `text` (words alone, so that the model keeps its prose); 0.5: every second one,
-            but one row at least; 0 leaves a task out.
-        capacity: tokens to a packed row.
+        tasks: how often per epoch every row comes as `caption` (image to text), `drawing` (text to image), `question`,
+            `document`, `instruction` or `text` (words alone, so that the model keeps its prose). With 0.5 every second
+            row comes, and at least one; 0 leaves a task out.
+        capacity: number of tokens in a packed row.
         lora: see [`LoraRecipe`].
-        caption_dropout: share of the drawing examples without caption, from which guidance on tokens learns.
-        first_caption_probability: how often the first caption is taken where a picture has several; else any of them.
-        augmented_drawings: whether drawing examples take any view of a picture, or the first (the picture itself) only.
-        chat_template: name of the processor's template for `instruction` examples, "default" or "instruction" in those
-            that SEED makes; None for its default. Ask the trained model with the same one.
-        dtype: of the frozen weights; what is trained is float32.
+        caption_dropout: share of the drawing examples without a caption; guidance on tokens needs them.
+        first_caption_probability: how often the first of several captions is taken; else one of all, evenly.
+        augmented_drawings: whether drawing examples take any view of a picture, or only the picture itself.
+        chat_template: name of the processor's template for `instruction` examples; SEED's processors have "default" and
+            "instruction". None takes the default. Prompt the trained model with the same template.
+        dtype: dtype of the frozen weights; the trained ones are float32.
         code_embeddings: whether every code gets an input embedding of its own, see [`SeedVocabularyFields`]. A model
-            that has them keeps them; an adapter without cannot be given them.
+            that has them keeps them. An adapter without them cannot be given them.
     """
 
     epochs: float
@@ -90,10 +92,12 @@ class LanguageRecipe:
 
 def load_language_recipe(path: str | Path) -> LanguageRecipe:
     """
+    Load and check the recipe of a stage of the language model.
+
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a mapping; an unknown or a missing key or task; a value out of its range; a dtype of the frozen
-            weights that training does not compute in.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a mapping; a key or task is unknown or missing; a value is out of its range; or the
+            training does not compute in the dtype of the frozen weights.
     """
     values = read_yaml(path)
     values["lora"] = build_recipe(LoraRecipe, values.get("lora", {}), f"{path}: lora")
@@ -124,7 +128,7 @@ def _check_dtype(recipe: LanguageRecipe, path: str | Path) -> None:
     if recipe.dtype not in DTYPES:
         raise ValueError(f"{path}: dtype is {recipe.dtype!r}; expected one of {', '.join(DTYPES)}.")
     flag = DTYPES[recipe.dtype]
-    # What is trained is float32: without autocast its products with rounded weights are an error of torch.
+    # The trained weights are float32; without autocast torch refuses to multiply them with the others.
     if flag is not None and True not in (recipe.training.get("bf16"), recipe.training.get("fp16")):
         raise ValueError(
             f"{path}: with dtype: {recipe.dtype} the training has to be in mixed precision: add {flag}: true under "
@@ -134,45 +138,44 @@ def _check_dtype(recipe: LanguageRecipe, path: str | Path) -> None:
 
 class LanguageFile:
     """
-    One Parquet file of codes and words, checked.
+    A Parquet file of codes and words, which is checked when it is opened.
 
     | task | columns |
     |---|---|
     | `caption`, `drawing` | `codes`, `captions` (list of texts) |
-    | `question` | `codes`, `question`, `answer` or `answers` (each right; one is drawn) |
-    | `document` | `segments`: list of `{text, codes}`, one of the two set |
+    | `question` | `codes`, `question`, `answer` or `answers` (all of them are right; one is drawn) |
+    | `document` | `segments`: list of `{text, codes}`, each with one of the two |
     | `instruction` | `messages`: list of `{role, content}`, see [`SeedProcessor.instruction_example`] |
-    | `text` | `text`; what does not fit is cut off |
+    | `text` | `text`; words that do not fit into a row are cut off |
 
-    A file of text alone has no codes and needs no stamp. Rows without a task's
-    words (no or empty captions, question, answers, segments, messages or text) are left out of that task, and one
-    warning counts them; a task whose column is of another type, or empty, or lacks the `codes` beside it, is left out
-    where the file serves others.
-    Every row is a picture (or a question, document, ...) of its own, whatever its `id`: shards may count theirs from 0
-    each. Only in a file with a column `view`, as [`write_views`] writes it, are rows of one `id` views of one picture,
-    the first of them the picture itself; an epoch takes one of them.
+    A file of text alone has no codes and need not say which image tokenizer made them. Rows without a task's words (no
+    or empty captions, question, answers, segments, messages or text) are left out of that task, and one warning counts
+    them. A task whose column has another type, is empty, or lacks the `codes` beside it is left out, if the file serves
+    other tasks.
+
+    Every row is a picture (or a question, document, ...) of its own, whatever its `id`, because each shard may count
+    from 0. Only in a file with a column `view`, as [`write_views`] writes it, rows of one `id` are views of one
+    picture. The first is the picture itself, and an epoch takes one of them.
 
     Args:
-        path: as `seed tokenize` and examples/build_codes.py write it.
-        image_tokenizer_hash: [`SeedModel.codes_hash`] of the image tokenizer that the model is for.
-        codebook_size, num_codes: of that tokenizer.
+        path: a file that `seed tokenize` or examples/build_codes.py wrote, or one of the same form.
+        image_tokenizer_hash: [`SeedModel.codes_hash`] of the image tokenizer that the language model is for.
+        codebook_size, num_codes: sizes of that image tokenizer.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no columns of any task, or none of the type above; questions without answers; no row with words;
-            codes that another image tokenizer made, that do not say which did, or that are out of range; the message
-            names the file and what to do.
+        FileNotFoundError: there is no such file.
+        ValueError: the file has no column of any task, or none of the type above; questions have no answers; no row has
+            words; another image tokenizer made the codes, the file does not say which one did, or codes are out of
+            range. The message names the file and what to do.
     """
 
     def __init__(self, path: str | Path, image_tokenizer_hash: str, codebook_size: int, num_codes: int):
         self.path = Path(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f"{path}: no such file.")
-        read_metadata(self.path)  # says so if it is no Parquet file
+        read_metadata(self.path)  # raises a clear error if it is no Parquet file
         columns = pq.read_schema(self.path).names
         self.tasks = [task for task, column in TASKS.items() if column in columns]
         without = [task for task in self.tasks if task in _WITH_CODES and "codes" not in columns]
-        if without and without != self.tasks:  # conversations that have a title, say
+        if without and without != self.tasks:  # e.g. conversations that have a title
             logger.warning("%s has no column 'codes'. This file serves no %s examples.", path, " and ".join(without))
             self.tasks = [task for task in self.tasks if task not in without]
         if self.tasks != ["text"]:
@@ -218,11 +221,11 @@ class LanguageFile:
         self.tasks = [*self.views]
 
     def count(self, task: str) -> int:
-        """How many pictures or rows there are for a task."""
+        """Return the number of pictures or rows for a task."""
         return len(self.views[task])
 
     def example(self, processor, task: str, number: int, rng: np.random.Generator, recipe: LanguageRecipe) -> dict:
-        """The example that picture (or row) `number` gives, with its `name`."""
+        """Make the example of picture (or row) `number`, with its `name`."""
         views = self.views[task][number]
         plain = task == "drawing" and not recipe.augmented_drawings
         row = int(views[0 if plain else rng.integers(len(views))])
@@ -260,19 +263,19 @@ class LanguageDataset(Dataset):
 
     Which example stands at a position depends on the seed and the position only, so that a run that resumes goes on
     exactly as it would have. In an epoch every row comes as often as its tasks' weights say. A row whose example is
-    longer than `max_length`, or that makes none (words that spell visual tokens, a conversation without answer, ...),
-    gives its place to the next one, and a warning names it.
+    longer than `max_length`, or that makes no example (words that spell visual tokens, a conversation without an
+    answer, ...), gives its place to the next one, and a warning names it.
 
     Args:
-        files: the data; each serves the tasks whose columns it has.
-        processor: [`SeedProcessor`].
-        recipe: its `tasks` and how captions are drawn.
-        max_length: tokens that an example may have: the smaller of the recipe's capacity and the model's context.
-        seed: of the order and of all draws.
+        files: the data; each file serves the tasks whose columns it has.
+        processor: the [`SeedProcessor`] that makes the examples.
+        recipe: gives the tasks and the way in which captions are drawn; at least one task has a weight above 0.
+        max_length: the most tokens of an example: the smaller of the recipe's capacity and the model's context.
+        seed: seed of the order and of all draws.
         examples: length of the run; None for one epoch.
 
     Raises:
-        ValueError: a task that no file has the columns for; no task of a weight above 0; no such chat template.
+        ValueError: no file has the columns of a task, or there is no such chat template.
     """
 
     def __init__(
@@ -286,8 +289,6 @@ class LanguageDataset(Dataset):
     ):
         self.processor, self.recipe, self.max_length, self.seed = processor, recipe, max_length, seed
         self.tasks = [task for task, weight in recipe.tasks.items() if weight]
-        if not self.tasks:
-            raise ValueError(f"The recipe's tasks are {recipe.tasks}; expected a weight above 0.")
         if recipe.chat_template is not None:
             templates = processor.chat_template if isinstance(processor.chat_template, dict) else ["default"]
             if recipe.chat_template not in templates:
@@ -305,22 +306,23 @@ class LanguageDataset(Dataset):
                     f"The recipe asks for {task} examples, but none of {[str(file.path) for file in files]} has rows "
                     f"with a column {TASKS[task]!r}{codes}. Pass such a file, or take the task out of the recipe."
                 )
-        # At least one, however few rows there are: a task that the recipe names is not to vanish.
+        # A task that the recipe names gives at least one example, however few rows there are.
         counts = [max(1, round(recipe.tasks[task] * int(self.offsets[task][-1]))) for task in self.tasks]
         self.slots = np.cumsum([0, *counts])
         self.epoch_length = int(self.slots[-1])
         self.examples = self.epoch_length if examples is None else examples
         self._warned: set[str] = set()
         self._orders: dict[tuple[int, ...], np.ndarray] = {}
-        # What an epoch looks up in turns: its own order and, of each task, as many passes over the rows as the weight
-        # says, one more where they begin or end within a pass, and one more that rows too long give their places to.
+        # An epoch looks up several orders in turns: its own and, for each task, those of as many passes over the rows
+        # as the weight says, one more if they begin or end within a pass, and one more to which rows that are too long
+        # give their places.
         self._orders_kept = 1 + sum(math.ceil(recipe.tasks[task]) + 2 for task in self.tasks)
 
     def __len__(self) -> int:
         return self.examples
 
     def __getitem__(self, position: int) -> dict:
-        """`{"input_ids": list[int], "labels": list[int], "name": str}`."""
+        """Return the example at a position, `{"input_ids": list[int], "labels": list[int], "name": str}`."""
         epoch, place = divmod(position, self.epoch_length)
         slot = int(self._order(self.epoch_length, 0, epoch)[place])
         which = int(np.searchsorted(self.slots, slot, side="right")) - 1
@@ -339,7 +341,7 @@ class LanguageDataset(Dataset):
                     return example
                 fault = (
                     f"{example['name']}: as a {task} it has {len(example['input_ids'])} tokens, and {self.max_length} "
-                    "fit, the lesser of the recipe's capacity and the model's context (max_position_embeddings)"
+                    "fit, the smaller of the recipe's capacity and the model's context (max_position_embeddings)"
                 )
             if fault not in self._warned:
                 self._warned.add(fault)
@@ -347,22 +349,22 @@ class LanguageDataset(Dataset):
         raise ValueError(f"No {task} example of these files can be trained on. The last: {fault}")
 
     def _example(self, task: str, which: int, turn: int, rng: np.random.Generator) -> dict:
-        """The task's example number `turn` of the whole run."""
+        """Make the example that comes as number `turn` of the task in the whole run."""
         offsets = self.offsets[task]
         rows = int(offsets[-1])
         number = int(self._order(rows, 2 + which, turn // rows)[turn % rows])
         file = int(np.searchsorted(offsets, number, side="right")) - 1
         example = self.files[task][file].example(self.processor, task, number - int(offsets[file]), rng, self.recipe)
-        if task == "text":  # prose goes on beyond any row; its beginning is as good as the rest
+        if task == "text":  # prose is longer than any row; its beginning is as good as the rest
             example |= {name: example[name][: self.max_length] for name in ("input_ids", "labels")}
         return example
 
     def _order(self, length: int, *key: int) -> np.ndarray:
-        """A permutation that the seed and the key give; seconds for millions, so those in use are kept."""
+        """Return the permutation of a seed and a key. It takes seconds for millions, so those in use are kept."""
         order = self._orders.pop(key, None)
         if order is None:
             order = _permutation(length, self.seed, *key)
-        self._orders[key] = order  # as the last, so that the first is the one not used for longest
+        self._orders[key] = order  # last, so that the first is the one that was not used for longest
         if len(self._orders) > self._orders_kept:
             del self._orders[next(iter(self._orders))]
         return order
@@ -372,13 +374,14 @@ def write_views(
     path: str | Path, codes: torch.LongTensor, captions: Sequence[Sequence[str]], metadata: CodesMetadata
 ) -> None:
     """
-    Writes the codes of several views of every picture as a file that [`LanguageFile`] reads, all or nothing: a row per
-    view, with the picture's `id` and the number of the `view`.
+    Write the codes of several views of every picture as a file that [`LanguageFile`] reads, all or nothing.
+
+    Each view gets a row, with the picture's `id` and the number of the `view`.
 
     Args:
         codes: `(pictures, views, num_codes)`; the first view is the picture itself.
-        captions: of each picture.
-        metadata: what made the codes.
+        captions: the captions of each picture.
+        metadata: says what made the codes.
     """
     path = Path(path)
     rows = [
@@ -388,19 +391,18 @@ def write_views(
     ]
     schema = codes_schema(metadata, with_captions=True).append(pa.field(VIEW_COLUMN, pa.int32()))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
-    os.replace(temporary, path)
+    with replacing_file(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
 
 
 def _usable_rows(table: pa.Table, column: str, where: str) -> np.ndarray:
-    """Which rows have words for the tasks that read `column`, `(rows,)` bool."""
+    """Return which rows have words for the tasks that read `column`, `(rows,)` bool."""
     names = [column]
     if column == "question":
         answers = [name for name in ("answers", "answer") if name in table.column_names]
         if not answers:
             raise ValueError(f"{where}: has a column 'question' but neither 'answer' nor 'answers'.")
-        names.append(answers[0])  # `answers` is read where both are there
+        names.append(answers[0])  # `answers` is read if the file has both
     usable = np.ones(len(table), dtype=bool)
     for name in names:
         kind = table.schema.field(name).type
@@ -426,7 +428,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _has_words(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """`(values,)` bool; null has none."""
+    """Return which values have words, `(values,)` bool; null has none."""
     lengths = pc.utf8_length(pc.utf8_trim_whitespace(column.cast(pa.large_string())))
     return pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False) > 0
 
@@ -436,7 +438,7 @@ def _with_words(texts: Sequence[str | None]) -> list[str]:
 
 
 def _group(ids: np.ndarray, rows: np.ndarray) -> list[np.ndarray] | np.ndarray:
-    """Rows by id, in the order of the ids' first rows: `(pictures, 1)` where ids are unique."""
+    """Group rows by id, in the order of the ids' first rows; the result is `(pictures, 1)` if ids are unique."""
     _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
     if len(first) == len(rows):
         return rows[:, None]

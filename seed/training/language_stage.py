@@ -1,4 +1,4 @@
-"""What the scripts that train a language model share: the run, and the repository that comes out of it."""
+"""The parts that the scripts for language models share: running a stage, and saving the repository that it makes."""
 
 import shutil
 from collections.abc import Sequence
@@ -16,14 +16,16 @@ from .packing import PackingCollator
 from .runs import STEP, check_run, file_hash, last_checkpoint, loaded_hash, process_state, recipe_values, steps_of
 from .trainer import RunTrainer, training_arguments
 
-# Of the processor's settings, those that are a decoder's.
+# The settings of a processor that belong to the decoder.
 DRAWING_SETTINGS = ("guidance_scale", "num_inference_steps")
 
 
 def check_output(output: str | Path, base_model: str | Path) -> None:
     """
+    Check that the trained model is not written over the frozen one, without which its adapter is worthless.
+
     Raises:
-        ValueError: the trained model would be written over the frozen one, without which its adapter is worth nothing.
+        ValueError: `output` is the folder of `base_model`.
     """
     if Path(base_model).is_dir() and Path(base_model).resolve() == Path(output).resolve():
         raise ValueError(f"--output {output} is the folder of the model that is trained on; name another one.")
@@ -38,14 +40,14 @@ def run_language_stage(
     max_steps: int | None = None,
 ) -> None:
     """
-    Trains `model`, resuming from the last checkpoint under `output`/checkpoints if there is one.
+    Train `model`, resuming from the last checkpoint under `output`/checkpoints if there is one.
 
     Args:
-        files: the data, for the recipe's tasks.
-        max_steps: length of the run, instead of the recipe's epochs.
+        files: the data for the recipe's tasks.
+        max_steps: length of the run in steps, instead of the recipe's epochs.
 
     Raises:
-        ValueError: the checkpoints there are of a run with another recipe, other data, another model or codes of
+        ValueError: the checkpoints there are from a run with another recipe, other data, another model or codes of
             another image tokenizer; or FSDP, DeepSpeed or DataParallel is on.
         TrainingDivergedError: a loss or weight is not finite; the last good checkpoint is kept.
     """
@@ -72,9 +74,9 @@ def run_language_stage(
 
 
 def _fingerprint(recipe: LanguageRecipe, model: PeftModel, files: Sequence[LanguageFile]) -> dict[str, object]:
-    """What makes a run what it is, for [`check_run`]."""
-    # New LoRA weights (A random, B zero) and new visual modules are drawn at every start; all else is what was loaded.
-    # B is of an adapter that goes on.
+    """Return the values by which [`check_run`] knows a run again."""
+    # The LoRA matrices A and the visual modules may be new, and are then drawn at every start. All other weights were
+    # loaded; the matrices B are zero, unless the run goes on from an adapter.
     drawn = [
         name
         for name in model.state_dict()
@@ -89,11 +91,12 @@ def _fingerprint(recipe: LanguageRecipe, model: PeftModel, files: Sequence[Langu
 
 def point_processor_at(processor: SeedProcessor, image_tokenizer: str | Path, output: Path) -> None:
     """
-    Makes a processor that is to be saved in `output` find the image tokenizer and the decoder of another repository,
-    and draw as that says (guidance, number of steps).
+    Point a processor that is to be saved in `output` at the image tokenizer and the decoder of another repository.
+
+    If that repository has a decoder, its settings for drawing (guidance, number of steps) are taken over too.
 
     Args:
-        image_tokenizer: SEED repository or image tokenizer. Without decoder the language model captions and answers.
+        image_tokenizer: SEED repository or image tokenizer. Without a decoder the language model cannot draw.
     """
     repository = SeedRepository(image_tokenizer)
     processor.image_repository = repository.pointer_from(output, IMAGE_TOKENIZER_FOLDER)
@@ -114,17 +117,18 @@ def save_language_model(
     recipe_path: str | Path,
 ) -> SeedLanguageModelMixin:
     """
-    Saves what was trained alone, in `output`/adapter, and the merged model as a SEED repository, the latter as
-    [`replace_into`] does.
+    Save the trained weights alone in `output`/adapter, and the merged model as a SEED repository in `output`.
+
+    Each of the two is saved whole or not at all.
 
     Args:
         base_model: folder or Hub id of the frozen model.
-        image_tokenizer: SEED repository or image tokenizer, to which the new repository points, and to its decoder: by
-            relative paths to folders, or by Hub ids. Where the processor does not say how to draw with that decoder
+        image_tokenizer: SEED repository or image tokenizer. The new repository points to it and to its decoder, by
+            relative paths to folders or by Hub ids. Where the processor does not say how to draw with that decoder
             (guidance, number of steps), this repository does.
 
     Returns:
-        The merged model; `model` is used up, and `processor` is now that of `output`.
+        The merged model. `model` is used up, and `processor` now belongs to `output`.
     """
     output = Path(output)
     known = {name: getattr(processor, name) for name in DRAWING_SETTINGS}
@@ -134,7 +138,7 @@ def save_language_model(
             setattr(processor, name, value)
     save_adapter(model, output / "adapter", base_model)
     merged = merge(model).eval()
-    merged.config.use_cache = True  # Trainer has turned it off; generation would read everything again at every token
+    merged.config.use_cache = True  # Trainer turned it off; generation would then compute every token anew at each step
     with replacing(output) as partial:
         merged.save_pretrained(partial)
         processor.save_pretrained(partial)

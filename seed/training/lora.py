@@ -1,4 +1,4 @@
-"""LoRA on a frozen language model, its visual modules trained whole: setting up, saving, loading and merging."""
+"""LoRA on a frozen language model whose visual modules are trained whole: set up, save, load and merge it."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, OPTForCausalLM
 
 from ..configuration_seed_language import SeedVocabularyFields
-from ..files_seed import write_atomically
+from ..files_seed import write_json
 from ..modeling_seed import SeedModel
 from ..modeling_seed_language import (
     VISUAL_MODULES,
@@ -23,13 +23,13 @@ from ..processing_seed import SeedProcessor
 from ..repository_seed import SeedRepository
 from .language_examples import LoraRecipe
 
-# Every matrix of attention and feed-forward layers.
+# LoRA updates every matrix of the attention and feed-forward layers.
 TARGET_MODULES = {
     "seed_opt": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
     "seed_llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }
 EXTENSIONS = {OPTForCausalLM: SeedOPTForCausalLM, LlamaForCausalLM: SeedLlamaForCausalLM}
-# What an adapter is good for, beside peft's own files.
+# The file, beside peft's own, that says which model an adapter fits.
 VOCABULARY_FILE = "seed_vocabulary.json"
 _VOCABULARY = ("text_vocab_size", "codebook_size", "code_dim", "num_codes", "image_tokenizer_hash", "code_embeddings")
 
@@ -39,15 +39,15 @@ _ADAPTER_CARD = """\
 {named}library_name: peft
 ---
 
-LoRA weights of a SEED language model with its visual modules. They go on {base}, extended by the visual tokens:
+LoRA weights of a SEED language model with its visual modules. They fit {base}, extended by the visual tokens:
 
     from seed.training.lora import load_adapter, merge
 
     model = load_adapter(model, "this folder")  # or merge(load_adapter(...))
 
-Where {base} is a plain text model, `examples/train_language.py --model` with this folder extends it in the same way;
-the merged model lies in the folder above. peft and the Auto classes alone extend no text model, and give a model no
-code embeddings where the adapter has some.
+If {base} is a plain text model, `examples/train_language.py --model` with this folder extends it in the same way.
+The merged model lies in the folder above. peft and the Auto classes alone do not extend a text model, and do not give
+a model the code embeddings that an adapter may have.
 """
 
 
@@ -60,22 +60,22 @@ def open_language_model(
     code_embeddings: bool = False,
 ) -> tuple[PeftModel, SeedProcessor]:
     """
-    A language model to train, with LoRA, and its processor.
+    Load a language model to train, with LoRA, and its processor.
 
     Args:
-        name: folder or Hub id of a text model (OPT or Llama, which is extended by the visual tokens) or of a SEED
-            language model, which both get new LoRA weights; or folder or Hub id of an adapter that `save_adapter`
-            wrote (it says which model it is for), to go on from.
-        image_tokenizer, image_processor: whose codes it reads and writes.
-        lora: of new LoRA weights; an adapter's stay as they are.
-        dtype: of the frozen weights; what is trained is float32.
-        code_embeddings: whether codes get an input embedding of their own, which starts at zero, where the model has
-            none yet. An adapter keeps what it has.
+        name: folder or Hub id of a text model (OPT or Llama), which is extended by the visual tokens, or of a SEED
+            language model; both get new LoRA weights. Or folder or Hub id of an adapter that `save_adapter` wrote, to
+            go on from; it names its model.
+        image_tokenizer, image_processor: make the codes that the language model reads and writes.
+        lora: settings of new LoRA weights; those of an adapter stay as they are.
+        dtype: dtype of the frozen weights; the trained ones are float32.
+        code_embeddings: whether a model without code embeddings gets them: input embeddings of the codes, which start
+            at zero. An adapter keeps what it has.
 
     Raises:
-        TypeError: a model of another family.
+        TypeError: the model is of another family.
         ValueError: the model or the adapter is for another image tokenizer, or the repository's processor for another
-            model; or `code_embeddings` are asked for and the adapter has none.
+            model; or `code_embeddings` is true and the adapter has none.
     """
     adapter = SeedRepository(name).fetch(["*.json", "*.safetensors"]) if is_adapter(name) else None
     base = adapter_base(adapter) if adapter else str(name)
@@ -91,7 +91,7 @@ def open_language_model(
 
 
 def _open_base(name: str, image_tokenizer: SeedModel, image_processor, dtype, code_embeddings: bool):
-    SeedRepository(name).fetch(["*.json"])  # says so where there is no such folder or repository
+    SeedRepository(name).fetch(["*.json"])  # raises a clear error if there is no such folder or repository
     config = AutoConfig.from_pretrained(name)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     if isinstance(config, SeedVocabularyFields):
@@ -122,7 +122,7 @@ def _open_base(name: str, image_tokenizer: SeedModel, image_processor, dtype, co
 
 
 def add_lora(model: SeedLanguageModelMixin, lora: LoraRecipe) -> PeftModel:
-    """Freezes the model but for new LoRA weights and the visual modules, which are trained in float32."""
+    """Add new LoRA weights to a model; they and the visual modules are trained in float32, all else is frozen."""
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
@@ -136,15 +136,16 @@ def add_lora(model: SeedLanguageModelMixin, lora: LoraRecipe) -> PeftModel:
 
 def load_adapter(model: SeedLanguageModelMixin, name: str | Path, trainable: bool = False) -> PeftModel:
     """
-    A language model with an adapter; `merge` makes them one. A model without code embeddings is given those of the
-    adapter (peft alone, without this function, would leave them out).
+    Load an adapter onto a language model; `merge` then makes them one model.
+
+    A model without code embeddings is given those of the adapter, which peft alone would leave out.
 
     Args:
-        name: folder or Hub id of what `save_adapter` wrote, or of what `Trainer` or peft alone saved of a model by
-            `add_lora`: that says less of its vocabulary, of which no more can be checked then than the number of codes.
+        name: folder or Hub id of an adapter that `save_adapter` wrote, or that `Trainer` or peft alone saved. The
+            latter does not describe its vocabulary, so that only the number of codes can be checked.
 
     Raises:
-        FileNotFoundError: no adapter of a SEED language model there.
+        FileNotFoundError: there is no adapter of a SEED language model.
         ValueError: the adapter is for another vocabulary; the message says what differs.
     """
     folder = SeedRepository(name).fetch(["*.json", "*.safetensors"])
@@ -166,7 +167,7 @@ def load_adapter(model: SeedLanguageModelMixin, name: str | Path, trainable: boo
 
 def save_adapter(model: PeftModel, folder: str | Path, base_model: str) -> None:
     """
-    Saves LoRA weights and visual modules of the active adapter alone, all or nothing.
+    Save the LoRA weights and the visual modules of the active adapter alone, all or nothing.
 
     Args:
         base_model: folder or Hub id of the frozen model, as given to `open_language_model`.
@@ -177,20 +178,20 @@ def save_adapter(model: PeftModel, folder: str | Path, base_model: str) -> None:
     name = model.active_adapter
     config = model.peft_config[name]
     config.base_model_name_or_path = base_model
-    # False: peft would otherwise compare vocabularies and store the frozen text embedding, too.
+    # Otherwise peft would compare vocabularies, and store the frozen text embedding as well.
     model.save_pretrained(partial, save_embedding_layers=False, selected_adapters=[name])
     config.base_model_name_or_path = ""
-    if name != "default":  # which peft puts into a folder of that name
+    if name != "default":  # peft saves other adapters in a folder of their name
         for file in (partial / name).iterdir():
             os.replace(file, partial / file.name)
         (partial / name).rmdir()
-    # The Hub refuses a card whose base_model is no id.
+    # The Hub refuses a card whose base_model is not a Hub id.
     named = "" if Path(base_model).exists() else f"base_model: {base_model}\n"
     (partial / "README.md").write_text(_ADAPTER_CARD.format(base=base_model, named=named), encoding="utf-8")
-    # Relative to the adapter, so that it is found from any working directory and both can be moved together.
+    # A path relative to the adapter is found from any working directory, and both folders can be moved together.
     found = os.path.relpath(Path(base_model).resolve(), folder.resolve()) if Path(base_model).is_dir() else base_model
     vocabulary = _vocabulary(model.get_base_model()) | {"base_model": Path(found).as_posix()}
-    write_atomically(partial / VOCABULARY_FILE, json.dumps(vocabulary, indent=2) + "\n")
+    write_json(partial / VOCABULARY_FILE, vocabulary)
     earlier = folder.with_name(folder.name + ".earlier")
     shutil.rmtree(earlier, ignore_errors=True)
     if folder.exists():
@@ -200,7 +201,7 @@ def save_adapter(model: PeftModel, folder: str | Path, base_model: str) -> None:
 
 
 def merge(model: PeftModel) -> SeedLanguageModelMixin:
-    """The language model with LoRA added to its weights and the trained visual modules in place; `model` is used up."""
+    """Return the language model with LoRA and the trained visual modules merged into it; `model` is used up."""
     merged = model.merge_and_unload()
     dtype = merged.get_input_embeddings().weight.dtype
     for name in VISUAL_MODULES:
@@ -209,12 +210,17 @@ def merge(model: PeftModel) -> SeedLanguageModelMixin:
 
 
 def is_adapter(name: str | Path) -> bool:
-    """Whether this folder or Hub id is what `save_adapter` wrote."""
+    """Return whether this folder or Hub id holds an adapter that `save_adapter` wrote."""
     return (SeedRepository(name).fetch(["*.json"]) / VOCABULARY_FILE).is_file()
 
 
 def adapter_base(name: str | Path) -> str:
-    """Folder or Hub id of the frozen model that an adapter, which `save_adapter` wrote, was trained on."""
+    """
+    Return the folder or Hub id of the frozen model on which an adapter of `save_adapter` was trained.
+
+    Raises:
+        FileNotFoundError: the folder is gone.
+    """
     folder = SeedRepository(name).fetch(["*.json"])
     stored = _read_vocabulary(folder)["base_model"]
     beside = os.path.normpath(Path(folder).resolve() / stored)
@@ -227,8 +233,8 @@ def _prepare(model: PeftModel) -> PeftModel:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    # With a name, peft compares the text model's vocabulary with ours at every checkpoint and, as they differ, stores
-    # the frozen embedding. Without one in its config it would take the model's.
+    # Given a name, peft compares the text model's vocabulary with ours at every checkpoint and, since they differ,
+    # stores the frozen embedding. If only its config had no name, it would take the model's.
     model.get_base_model().name_or_path = ""
     model.peft_config[model.active_adapter].base_model_name_or_path = ""
     return model
@@ -241,7 +247,7 @@ def _vocabulary(model: SeedLanguageModelMixin) -> dict:
 def _read_vocabulary(folder: Path) -> dict:
     path = folder / VOCABULARY_FILE
     if path.is_file():
-        # Adapters that were saved before there were code embeddings have none.
+        # Older adapters do not mention code embeddings, and have none.
         return {"code_embeddings": False} | json.loads(path.read_text(encoding="utf-8"))
     weights = folder / "adapter_model.safetensors"
     shapes = {}

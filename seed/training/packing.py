@@ -1,4 +1,4 @@
-"""Batches of sequences: packed, several to a row, or padded, one to a row. Neither lets a sequence see another."""
+"""Make batches of sequences: packed, several to a row, or padded, one to a row. No sequence sees another."""
 
 import heapq
 from collections.abc import Sequence
@@ -7,24 +7,24 @@ import torch
 
 from ..sequences_seed import IGNORED
 
-# How many more rows than needed are tried: with few rows, one sequence too many in one of them is much padding.
+# `pack` tries up to this many rows more than needed: among few rows, one that is too long causes much padding.
 EXTRA_ROWS = 16
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """
-    Puts sequences into rows so that little padding is left.
+    Put sequences into rows so that little padding is left.
 
-    First-fit decreasing says how few rows will do. A batch is as wide as its longest row, so the sequences are then
-    dealt out evenly, the longest first, to that many rows, a few more, or as many as hold equally many sequences,
-    whichever leaves the least padding. The result depends on the lengths alone.
+    First-fit decreasing finds how few rows suffice. A batch is as wide as its longest row, so the sequences are then
+    dealt out evenly, the longest first, to that many rows, to a few more, and to as many as hold equally many
+    sequences; the choice with the least padding is taken. The result depends on the lengths alone.
 
     Args:
-        lengths: tokens of each sequence.
-        capacity: tokens that fit into a row.
+        lengths: number of tokens of each sequence.
+        capacity: number of tokens that fit into a row.
 
     Returns:
-        For each row the numbers of its sequences, ascending.
+        For each row the numbers of its sequences, in ascending order.
 
     Raises:
         ValueError: a sequence is longer than a row; the message names it.
@@ -61,7 +61,7 @@ def _first_fit(order: Sequence[int], lengths: Sequence[int], capacity: int) -> l
 
 
 def _deal(order: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Each sequence to the emptiest of `count` rows."""
+    """Give each sequence in turn to the emptiest of `count` rows."""
     rows: list[list[int]] = [[] for _ in range(count)]
     heap = [(0, row) for row in range(count)]
     for number in order:
@@ -77,17 +77,18 @@ def _area(rows: list[list[int]], lengths: Sequence[int]) -> int:
 
 class PackingCollator:
     """
-    Examples to packed rows.
+    Collator that packs examples into rows.
 
     Positions restart at 0 with every example, and the mask is block-diagonal and causal: OPT derives neither from the
-    other. The first label of an example is dropped, as it would be learnt from the example before it.
+    other. The first label of an example is dropped, because the model would predict it from the example before.
 
     A batch has as many rows as its examples need, so `per_device_train_batch_size` counts examples.
 
     Args:
-        pad_token_id: fills rows up to the longest.
-        capacity: tokens to a row; the most that a model's context takes is a sensible choice, less saves attention.
-        mask_dtype: `torch.bool` (True: attend), for "sdpa"; a floating dtype gives an additive mask, which "eager"
+        pad_token_id: id of the token that fills rows up to the longest.
+        capacity: number of tokens in a row. The length of the model's context is a sensible choice; less saves
+            attention.
+        mask_dtype: `torch.bool` (True: attend) for "sdpa"; a floating dtype gives an additive mask, which "eager"
             attention needs.
     """
 
@@ -98,6 +99,8 @@ class PackingCollator:
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         """
+        Pack a batch.
+
         Args:
             examples: `{"input_ids": list[int], "labels": list[int]}`, and optionally `name`, for error messages.
 
@@ -141,17 +144,17 @@ class PackingCollator:
 
 class PaddingCollator:
     """
-    Examples to one row each, padded on the right to the longest: the peer that packing is measured against.
+    Collator that gives each example a row, padded on the right to the longest: packing is measured against it.
 
     Args:
-        pad_token_id: the padding.
+        pad_token_id: id of the token that pads.
     """
 
     def __init__(self, pad_token_id: int):
         self.pad_token_id = pad_token_id
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        """As [`PackingCollator`], but `attention_mask` is `(rows, length)` and there are no `position_ids`."""
+        """Pad a batch; in contrast to [`PackingCollator`], `attention_mask` is `(rows, length)`, without positions."""
         width = max(len(example["input_ids"]) for example in examples)
         batch = {"input_ids": [], "labels": [], "attention_mask": []}
         for example in examples:

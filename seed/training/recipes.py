@@ -12,11 +12,11 @@ from ..configuration_seed import SeedConfig, SeedQFormerConfig
 from ..image_processing_seed import SeedImageProcessorPil
 
 T = TypeVar("T")
-# Of `TrainingArguments`, what is said elsewhere.
+# Fields of `TrainingArguments` that a recipe may not set, and why.
 _DECIDED = {
-    "output_dir": "--output says where",
-    "max_steps": "the recipe's epochs or --max-steps says how long",
-    "num_train_epochs": "the recipe's epochs or --max-steps says how long",
+    "output_dir": "--output names the folder",
+    "max_steps": "the recipe's epochs or --max-steps set the length of the run",
+    "num_train_epochs": "the recipe's epochs or --max-steps set the length of the run",
     "remove_unused_columns": "the scripts need every column",
     "eval_strategy": "no script evaluates while it trains; `seed evaluate` does afterwards",
 }
@@ -26,12 +26,14 @@ _TYPE_NAMES = {float: "a number", int: "a whole number", bool: "true or false", 
 @dataclass
 class DataRecipe:
     """
+    The part of a recipe about the data.
+
     Args:
-        views: views of each picture in the feature cache, the first as it is, the others augmented; without
-            `--feature-cache` pictures are trained on as they are.
+        views: number of views of each picture in the feature cache: the picture itself, and augmented ones. Without
+            `--feature-cache` a stage trains on the pictures themselves.
         extra_views: the same for `--extra-data`.
-        max_text_length: tokens to which captions are cut (32 in the released recipe).
-        first_caption_probability: how often the first caption is drawn where a picture has several.
+        max_text_length: captions are cut to this many tokens (32 in the released recipe).
+        first_caption_probability: how often the first of several captions is taken; else one of all, evenly.
     """
 
     views: int = 1
@@ -43,17 +45,17 @@ class DataRecipe:
 @dataclass
 class StageRecipe:
     """
-    A training stage.
+    The recipe of a training stage of the image tokenizer.
 
     Args:
         model: overrides of [`SeedConfig`].
         image_processor: overrides of [`SeedImageProcessor`], for the stage that creates the model.
-        vision_model: where the frozen vision model comes from, for the stage that creates the model: a folder or Hub
-            id for `AutoModel`. Its `preprocessor_config.json`, where there is one, gives the image processor's size,
-            mean and standard deviation, unless `image_processor` says otherwise.
+        vision_model: folder or Hub id of the frozen vision model, for the stage that creates the model; `AutoModel`
+            loads it. Its `preprocessor_config.json`, where there is one, gives the image processor's size, mean and
+            standard deviation, unless `image_processor` says otherwise.
         head: attributes of the stage's head, see `modeling_seed_heads`.
         data: see [`DataRecipe`].
-        epochs: passes over the data.
+        epochs: number of passes over the data.
         training: keyword arguments of transformers' `TrainingArguments`, and `bf16: auto`, see [`training_arguments`].
     """
 
@@ -68,11 +70,11 @@ class StageRecipe:
 
 def load_recipe(path: str | Path) -> StageRecipe:
     """
-    Reads a stage's recipe.
+    Load and check the recipe of a stage of the image tokenizer.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a mapping, an unknown or a missing key; the message names it and the keys that exist.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a mapping, or a key is unknown or missing; the message names it and the known keys.
     """
     values = read_yaml(path)
     values["data"] = build_recipe(DataRecipe, values.get("data", {}), f"{path}: data")
@@ -87,9 +89,11 @@ def load_recipe(path: str | Path) -> StageRecipe:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """
+    Read the mapping in a YAML file.
+
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not YAML, or not a mapping.
+        FileNotFoundError: there is no such file.
+        ValueError: it is not YAML, or not a mapping.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -102,7 +106,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 def apply_head_settings(head, settings: dict[str, Any]) -> None:
     """
-    Sets a training head's attributes (loss weights and the like) from a recipe's `head`.
+    Set a training head's attributes (loss weights and the like) from a recipe's `head`.
 
     Raises:
         ValueError: the head has no such setting.
@@ -122,12 +126,11 @@ def apply_head_settings(head, settings: dict[str, Any]) -> None:
 
 def check_training(recipe, path: str | Path) -> None:
     """
-    Args:
-        recipe: with `epochs` and `training`.
+    Check a recipe's `epochs` and `training`.
 
     Raises:
-        ValueError: no epochs; under `training` a key that `TrainingArguments` does not have, or that is decided
-            elsewhere.
+        ValueError: `epochs` is not above 0; `training` has a key that `TrainingArguments` does not know, that a recipe
+            may not set, or whose number YAML reads as text.
     """
     if recipe.epochs <= 0:
         raise ValueError(f"{path}: epochs is {recipe.epochs}; expected more than 0.")
@@ -141,8 +144,10 @@ def check_training(recipe, path: str | Path) -> None:
 
 def check_recipe_keys(values: dict[str, Any], cls: type, where: str) -> None:
     """
+    Check that all keys of a part of a recipe are fields of the dataclass `cls`.
+
     Raises:
-        ValueError: a key is no field of the dataclass `cls`; the message begins with `where`.
+        ValueError: a key is no such field; the message says `where`.
     """
     _check_keys(values, {item.name for item in dataclasses.fields(cls)}, where)
 
@@ -156,16 +161,16 @@ def _check_keys(values: dict[str, Any], known: set[str], where: str) -> None:
 
 
 def _processor_settings() -> set[str]:
-    """What an image processor can be told, which takes any other word in silence."""
+    """Return the settings of an image processor, which accepts unknown ones in silence."""
     return {name for name in SeedImageProcessorPil.valid_kwargs.__annotations__ if hasattr(SeedImageProcessorPil, name)}
 
 
 def build_recipe(cls: type[T], values: dict[str, Any], where: str) -> T:
     """
-    The dataclass `cls` from a mapping that was read.
+    Make the dataclass `cls` of a mapping from a recipe.
 
     Raises:
-        ValueError: an unknown or a missing key, or a value of another type.
+        ValueError: a key is unknown or missing, or a value has another type.
     """
     check_recipe_keys(values, cls, where)
     known = {item.name: item for item in dataclasses.fields(cls)}

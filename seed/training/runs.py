@@ -1,4 +1,4 @@
-"""Which run a folder's checkpoints are of: a run goes on from its own only."""
+"""Know a run again: training goes on only from checkpoints of the same run."""
 
 import dataclasses
 import hashlib
@@ -13,29 +13,31 @@ import torch
 from accelerate import PartialState
 
 from ..data.provenance import hash_tensors
-from ..files_seed import write_atomically
+from ..files_seed import write_json
 
 logger = logging.getLogger(__name__)
 
-# Beside the checkpoints: of which run they are.
+# The file beside the checkpoints that says which run made them.
 RUN_FILE = "run.json"
-# What a run may go on with otherwise than it began: what is lowered or lengthened after it diverged.
+# Settings that may change while a run goes on: a user lowers or lengthens them after it diverged.
 MAY_CHANGE = {
     f"recipe.training.{name}" for name in ("learning_rate", "warmup_steps", "max_grad_norm", "bf16", "save_total_limit")
 }
-# Of a run's values, how many examples its steps have: with another number of processes they would begin elsewhere.
+# The key for the number of examples per step: with another number a resumed run would begin elsewhere in the data.
 STEP = "examples per step"
 
 
 def steps_of(max_steps: int | None, epochs: float, examples: int, batch: int) -> int:
     """
-    Length of a run.
+    Return the length of a run in steps.
 
     Args:
-        max_steps: what the user asks for; None for the recipe's epochs.
+        max_steps: the length that the user asks for; None for the recipe's epochs.
+        examples: number of examples in an epoch.
+        batch: number of examples in a step, of all processes together.
 
     Raises:
-        ValueError: less than one step is asked for.
+        ValueError: the user asks for less than one step.
     """
     if max_steps is not None and max_steps < 1:
         raise ValueError(f"--max-steps is {max_steps}; expected 1 or more.")
@@ -44,21 +46,21 @@ def steps_of(max_steps: int | None, epochs: float, examples: int, batch: int) ->
 
 def process_state() -> PartialState:
     """
-    Which of the run's processes this is.
+    Return the state that says which of the run's processes this is.
 
-    Without a GPU, accelerate would take every process for the only one until `TrainingArguments` have been made: nobody
-    would wait for the main process, and all would write the same files.
+    Without a GPU, accelerate would take every process for the only one until `TrainingArguments` have been made: no
+    process would wait for the main one, and all would write the same files.
     """
-    # They may wait for hours, while the main one computes features; torch gives up after half an hour.
+    # The others may wait for hours while the main process computes features; torch gives up after half an hour.
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
 
 
 def require_one_process() -> None:
     """
-    For scripts that are not written for several processes, each of which would write the same files.
+    Refuse several processes, for scripts in which each of them would write the same files.
 
     Raises:
-        ValueError: this is one of several.
+        ValueError: this is one of several processes.
     """
     if (count := process_state().num_processes) > 1:
         raise ValueError(f"This script runs in one process, and {count} were started; start it with python alone.")
@@ -66,7 +68,7 @@ def require_one_process() -> None:
 
 def last_checkpoint(folder: str | Path) -> str | None:
     """
-    The last checkpoint in a folder that was written whole, None if there is none.
+    Return the last checkpoint in a folder that was written whole, or None if there is none.
 
     `Trainer` writes a checkpoint's state last of all: a folder without it is what a kill left of one.
     """
@@ -83,12 +85,12 @@ def last_checkpoint(folder: str | Path) -> str | None:
 
 def check_run(output: Path, run: dict[str, object], checkpoint: str | None) -> None:
     """
-    Remembers a run in `output`, or compares it with the one that made the checkpoint from which it would go on.
+    Compare a run with the one that made the checkpoint from which it would go on, and remember it in `output`.
 
     Args:
-        run: what makes the run what it is, by content, as JSON holds it; where files lie and what they are called says
-            nothing, and the number of steps and what is in `MAY_CHANGE` may change.
-        checkpoint: the last one under `output`; None starts afresh.
+        run: all values that decide what the run learns, in types that JSON has. Files count by their content, not by
+            their paths. The number of steps is not among the values, and those in `MAY_CHANGE` may differ.
+        checkpoint: the last checkpoint under `output`; None starts afresh.
 
     Raises:
         ValueError: the checkpoint is of another run; the message names what differs.
@@ -97,7 +99,7 @@ def check_run(output: Path, run: dict[str, object], checkpoint: str | None) -> N
     path = output / RUN_FILE
     if checkpoint is not None and path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
-        stored = {STEP: run.get(STEP)} | stored  # runs of before it was remembered
+        stored = {STEP: run.get(STEP)} | stored  # older runs did not store it
         changed = sorted(name for name in run.keys() | stored.keys() if run.get(name) != stored.get(name))
         differing = [name for name in changed if name not in MAY_CHANGE]
         if differing:
@@ -111,34 +113,34 @@ def check_run(output: Path, run: dict[str, object], checkpoint: str | None) -> N
         logger.warning("%s does not say of which run it is (%s is missing); going on from it.", checkpoint, path)
     if process_state().is_main_process:
         output.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(run, indent=2) + "\n")
+        write_json(path, run)
 
 
 def recipe_values(recipe) -> dict[str, object]:
-    """A recipe's values for `check_run`, those of its `training` one by one, so that a message can name them."""
+    """Return a recipe's values for `check_run`, with those of `training` one by one, so that messages can name them."""
     values = {f"recipe.{name}": value for name, value in dataclasses.asdict(recipe).items()}
     return values | {f"recipe.training.{name}": value for name, value in values.pop("recipe.training").items()}
 
 
 def loaded_hash(model: torch.nn.Module, drawn: Iterable[str] = ()) -> str:
     """
-    SHA-256 over the weights that a model has read.
+    Return the SHA-256 over the weights that a model has loaded.
 
     Args:
-        drawn: names of tensors that were new instead, as `from_pretrained` gives them in `missing_keys`: machines draw
-            other numbers from one seed.
+        drawn: names of the tensors that start at random, as `from_pretrained` gives them in `missing_keys`. They are
+            left out, because two machines may draw different numbers from one seed.
     """
     drawn = set(drawn)
     return hash_tensors((name, tensor) for name, tensor in model.state_dict().items() if name not in drawn)
 
 
 def vocabulary_hash(tokenizer) -> str:
-    """SHA-256 over a tokenizer's entries and their ids."""
+    """Return the SHA-256 over a tokenizer's entries and their ids."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 over a file."""
+    """Return the SHA-256 over a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(2**20):

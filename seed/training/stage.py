@@ -1,9 +1,11 @@
-"""What the training scripts of the image tokenizer share: the data they open, the run they make."""
+"""The parts that the training scripts of the image tokenizer share: opening data, making models, running a stage."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import AutoModel, set_seed
 
@@ -37,9 +40,9 @@ class StageData:
 
     Args:
         paths: files, folders or Hub ids, see [`load_image_text`].
-        extra_paths: more of them, of which the recipe takes fewer views per picture.
-        split: of `paths`, where they hold several.
-        image_root: folder of the pictures that the data name by paths; their own folder if None.
+        extra_paths: more data, for which a recipe has another number of views per picture (`extra_views`).
+        split: the split to take of `paths`, where they hold several.
+        image_root: the folder of the pictures that the data name by paths; None for the folder of the data.
     """
 
     paths: Sequence[str | Path]
@@ -54,7 +57,7 @@ class StageData:
 
 
 def read_recipe(path: str) -> StageRecipe:
-    """The recipe, with the random state set to its seed, so that new weights are the same in every run."""
+    """Load a recipe, and set the random state to its seed, so that new weights are the same in every run."""
     recipe = load_recipe(path)
     set_seed(recipe.training.get("seed", 42))
     return recipe
@@ -62,13 +65,13 @@ def read_recipe(path: str) -> StageRecipe:
 
 def read_config(init: str, recipe: StageRecipe, use_code_branch: bool) -> SeedConfig:
     """
-    The configuration of the model that a stage starts from, with the recipe's overrides.
+    Read the configuration of the model that a stage starts from, with the recipe's overrides.
 
     Raises:
-        ValueError: they do not fit each other.
+        ValueError: the overrides do not fit the rest.
     """
     config = SeedConfig.from_pretrained(init, use_code_branch=use_code_branch, **recipe.model)
-    SeedConfig.from_dict(config.to_dict())  # checks the values; overrides alone are set without
+    SeedConfig.from_dict(config.to_dict())  # checks the values, which from_pretrained leaves out for overrides
     return config
 
 
@@ -77,7 +80,7 @@ def load_vision_model(source: str):
     Load the frozen vision model of a recipe from a folder or a Hub id, as `AutoModel` does.
 
     Returns:
-        The model, or its `vision_model` where it has such a part, as SEED, BLIP-2 and CLIP have.
+        The model, or its part `vision_model` where it has one, as SEED, BLIP-2 and CLIP do.
     """
     model = AutoModel.from_pretrained(source, dtype=torch.float32)
     return getattr(model, "vision_model", model)
@@ -88,8 +91,8 @@ def create_model(recipe: StageRecipe, vocab_size: int) -> tuple[SeedModel, SeedI
     Make a new [`SeedModel`] around the recipe's pretrained vision model, and its image processor.
 
     Args:
-        recipe: without a `vision_model`, one is drawn at random for `model.vision_config`.
-        vocab_size: entries of the text branch's tokenizer.
+        recipe: without a `vision_model`, the model gets random weights for `model.vision_config`.
+        vocab_size: number of entries of the text branch's tokenizer.
     """
     processor = make_image_processor(recipe)
     settings = dict(recipe.model)
@@ -111,10 +114,11 @@ def make_image_processor(recipe: StageRecipe) -> SeedImageProcessorPil:
 
 def read_preprocessing(source: str) -> dict:
     """
-    Read what a vision model's own `preprocessor_config.json` says of size, mean and standard deviation.
+    Read the size, mean and standard deviation in a vision model's own `preprocessor_config.json`.
 
     Returns:
-        Those of `size` (`height` and `width`), `image_mean` and `image_std` that it names; nothing without such a file.
+        `size` (with `height` and `width`), `image_mean` and `image_std`, as far as the file has them; an empty dict
+        without such a file.
     """
     try:
         own, _ = SeedImageProcessorPil.get_image_processor_dict(source)
@@ -140,11 +144,14 @@ def open_sources(
     """
     Open the data of a stage, and their feature caches.
 
+    Rows without a caption, or whose picture has no readable header, are reported and left out. Pictures that turn out
+    broken only when they are decoded are reported then: see [`RunDataset`] and [`build_feature_cache`].
+
     Args:
         recipe: says how many views of each picture the caches hold.
         model, processor: compute the cached features.
-        output: folder of the run, which remembers the pictures that can be used.
-        feature_cache: folder of the caches; None for none.
+        output: folder of the run; a file there remembers the rows that can be used.
+        feature_cache: folder of the caches; None trains from the pictures themselves.
     """
     sources = []
     resumes = last_checkpoint(Path(output) / "checkpoints") is not None
@@ -154,7 +161,7 @@ def open_sources(
         identity = _identity(dataset)
         memory = Path(output) / f"usable_rows-{number}.json"
         rows = _usable_rows_once(dataset, identity, memory, resumes)
-        if len(rows) < len(dataset):  # whoever resumes needs the same ones
+        if len(rows) < len(dataset):  # a run that resumes needs the same rows
             identity = hashlib.sha256(f"{identity} {rows}".encode()).hexdigest()
         dataset = dataset.select(rows)
         images = [_Opener(dataset, row) for row in range(len(dataset))]
@@ -165,7 +172,7 @@ def open_sources(
         if feature_cache:
             folder = Path(feature_cache) / f"{number}-{Path(path).stem}"
             model.to(process_state().device)
-            with process_state().main_process_first():  # the others find it finished
+            with process_state().main_process_first():  # the other processes find it finished
                 source.cache = build_feature_cache(
                     folder, model, processor, images, views=views, augment=augment, identity=identity
                 )
@@ -175,8 +182,10 @@ def open_sources(
 
 def _identity(dataset) -> str:
     """
-    Hash of what tells data sets apart without reading all of their pictures: the captions, ids where there are any, and
-    the bytes of a thousand pictures, so that others, or the same in another size, are noticed.
+    Return a hash that tells data sets apart without reading all of their pictures.
+
+    It covers the captions, the ids where there are any, and the bytes of a thousand pictures, so that it notices other
+    pictures, or the same ones in another size.
     """
     names = [name for name in ("id", "captions") if name in dataset.column_names]
     digest = hashlib.sha256()
@@ -193,11 +202,11 @@ def _identity(dataset) -> str:
 
 def _usable_rows_once(dataset, identity: str, memory: Path, resumes: bool = False) -> list[int]:
     """
-    `_usable_rows`, remembered in a file of the run's folder, so that resuming does not open every picture again.
+    Return `_usable_rows`, remembered in a file of the run's folder, so that resuming does not open every file again.
 
     Args:
-        resumes: a run that goes on keeps its rows, also where files of pictures have changed or gone since: those that
-            do not open any more are replaced one by one (see [`RunDataset`]).
+        resumes: whether the run goes on from a checkpoint. It keeps its rows then, even if files have changed or gone
+            since: pictures that no longer open are replaced one by one (see [`RunDataset`]).
     """
     known = {"identity": identity, "files": picture_file_states(dataset)}
     with process_state().main_process_first():
@@ -213,9 +222,11 @@ def _usable_rows_once(dataset, identity: str, memory: Path, resumes: bool = Fals
 
 
 def _usable_rows(dataset) -> list[int]:
-    """Rows that have a caption and whose picture opens; the others are reported and left out."""
+    """Return the rows that have a caption and a picture whose header can be read; report the others."""
     report, rows = SkipReport(), []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # opening lets go of Python's lock; millions take minutes
+    # Reading files lets go of Python's lock. Pillow warns of large pictures, which can be used.
+    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         for start in range(0, len(dataset), 256):
             batch = dataset[start : start + 256]
             faults = pool.map(_fault, batch["image"], batch["captions"])
@@ -232,12 +243,20 @@ def _usable_rows(dataset) -> list[int]:
 
 
 def _fault(source, captions: list[str]) -> tuple[str, str, str] | None:
-    """Why a row cannot be trained on: which picture, what is wrong, and in particular; None if it can."""
+    """Return the picture, the fault and its details if a row cannot be trained on, else None; nothing is decoded."""
+    if not captions:
+        return "", "no caption", ""
+    content = source.get("bytes")
     try:
-        load_image(source)
+        with Image.open(source["path"] if content is None else io.BytesIO(content)):
+            return None
+    except Exception:  # what Pillow raises on damaged headers differs by format
+        pass
+    try:
+        load_image(source)  # names the fault
     except InvalidImageError as error:
         return error.source, error.fault, error.detail
-    return None if captions else ("", "no caption", "")
+    return None
 
 
 class _Opener:
@@ -251,8 +270,9 @@ class _Opener:
 @torch.no_grad()
 def first_embeddings(model: SeedModel, recipe: StageRecipe, collator, sources: list[PictureSource]) -> torch.Tensor:
     """
-    Causal embeddings of the run's first pictures, `(n, num_codes, hidden_size)`: 32 vectors for each code, and 2,048
-    pictures at least, as far as there are so many.
+    Return the causal embeddings of the run's first pictures, `(n, num_codes, hidden_size)`.
+
+    They are 32 vectors for each code of the codebook and at least 2,048 pictures, or as many as there are.
     """
     model.to(process_state().device)
     wanted = max(2048, 32 * model.config.codebook_size // model.config.num_codes)
@@ -281,13 +301,13 @@ def run_stage(
     Train `head`, resuming from the last checkpoint under `output` if there is one.
 
     Args:
-        start: hashes of what the run starts from, by names that tell a user what it is.
-        text_features: stage II's target, of the collator's `caption_ids`.
-        max_steps: length of the run, instead of the recipe's epochs.
+        start: hashes of what the run starts from, under names that a user understands.
+        text_features: makes stage II's targets of the collator's `caption_ids`.
+        max_steps: length of the run in steps, instead of the recipe's epochs.
 
     Raises:
-        ValueError: the checkpoints there are of a run with another recipe, other data or another start; or FSDP,
-            DeepSpeed or DataParallel is on.
+        ValueError: the checkpoints under `output` are from a run with another recipe, other data or another start; or
+            FSDP, DeepSpeed or DataParallel is on.
         TrainingDivergedError: a loss or weight is not finite; the last good checkpoint is kept.
     """
     checkpoints = Path(output) / "checkpoints"
@@ -309,7 +329,7 @@ def run_stage(
 
 def save_stage(output: str | Path, model: SeedModel, processor, tokenizer, recipe_path: str | Path) -> None:
     """
-    Saves the image tokenizer, its image processor, its text tokenizer and the recipe, as [`replace_into`] does.
+    Save the image tokenizer, its image processor, its text tokenizer and the recipe whole (see [`replacing`]).
 
     The image processor is written under the name that `AutoImageProcessor` resolves with and without torchvision.
     """

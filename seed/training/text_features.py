@@ -9,8 +9,8 @@ from transformers import AutoTokenizer, CLIPTextModel
 from ..decoder_seed import load_decoder_part
 from ..repository_seed import SeedRepository
 
-LENGTH = 77  # tokens to which StableDiffusionPipeline pads and cuts
-# Features kept by a process, at most: 36,000 captions of Stable Diffusion 1.x. The paper's 5 million would be 591 GB.
+LENGTH = 77  # StableDiffusionPipeline pads and cuts prompts to this many tokens
+# The most that a process keeps: 36,000 captions of Stable Diffusion 1.x. The paper's 5 million would be 591 GB.
 KEPT_BYTES = 4 * 2**30
 
 
@@ -18,12 +18,12 @@ class TextFeatures:
     """
     Features of captions by the text encoder of a Stable Diffusion model, in float16.
 
-    A call gives those of a batch. Few captions are computed once, by `keep`. Without it each batch is computed as it
-    comes and all of it: the same captions in the same batch have the same features to the last bit, so that a resumed
-    run repeats them.
+    A call returns the features of a batch. `keep` computes the features of few captions once. Without it, each whole
+    batch is computed when it comes: the same captions in the same batch have the same features to the last bit, so that
+    a resumed run repeats them.
 
     Args:
-        decoder: folder or Hub id of the Stable Diffusion model; only its text encoder is read.
+        decoder: folder or Hub id of the Stable Diffusion model; only its text encoder and tokenizer are read.
     """
 
     def __init__(self, decoder: str | Path):
@@ -38,24 +38,24 @@ class TextFeatures:
         return self.text_encoder.config.hidden_size
 
     def tokenize(self, captions: list[str]) -> torch.LongTensor:
-        """`(captions, 77)`, padded as `StableDiffusionPipeline` pads."""
+        """Return the ids of captions, `(captions, 77)`, padded and cut as `StableDiffusionPipeline` does."""
         inputs = self.tokenizer(captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt")
         return inputs.input_ids
 
     @torch.no_grad()
     def compute(self, caption_ids: torch.LongTensor) -> torch.Tensor:
         """
-        `(captions, 77, dim)`, the encoder's last hidden state, float32 under autocast too.
+        Compute the encoder's last hidden state, `(captions, 77, dim)`, in float32 even under autocast.
 
         Args:
-            caption_ids: `(captions, 77)` of `tokenize`; they say on which device to compute.
+            caption_ids: `(captions, 77)` from `tokenize`, on the device that is to compute.
         """
         self.text_encoder.to(caption_ids.device)
         with torch.autocast(caption_ids.device.type, enabled=False):
             return self.text_encoder(caption_ids).last_hidden_state
 
     def keep(self, captions: Iterable[str], device: torch.device | str = "cpu", batch_size: int = 64) -> None:
-        """Computes the features of all captions on `device` and keeps them, unless they are more than `KEPT_BYTES`."""
+        """Compute the features of all captions on `device` and keep them, unless they take more than `KEPT_BYTES`."""
         captions = sorted(set(captions))
         if len(captions) * LENGTH * self.dim * torch.float16.itemsize > KEPT_BYTES:
             return
@@ -67,10 +67,10 @@ class TextFeatures:
 
     def __call__(self, caption_ids: torch.LongTensor) -> torch.Tensor:
         """
-        `(captions, 77, dim)` float16, on the device of the ids.
+        Return the features of captions, `(captions, 77, dim)` float16, on the device of the ids.
 
         Args:
-            caption_ids: `(captions, 77)` of `tokenize`; of kept captions, if any were kept.
+            caption_ids: `(captions, 77)` from `tokenize`. If `keep` kept some captions, these must be among them.
         """
         if not self._kept:
             return self.compute(caption_ids).half()

@@ -33,13 +33,16 @@ def png(colour: str, shape: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
-    """Toy data (one picture broken), a text tokenizer, a toy Stable Diffusion text encoder."""
+    """Toy data (one picture that is none, one truncated), a text tokenizer, a toy Stable Diffusion text encoder."""
     folder = tmp_path_factory.mktemp("stages")
     rows = [
         {"image": {"bytes": png(colour, shape), "path": None}, "captions": [f"{colour} {shape}", f"a {shape}"]}
         for colour in COLOURS
         for shape in ("ellipse", "rectangle", "line")[:2]
-    ] + [{"image": {"bytes": b"broken", "path": None}, "captions": ["nothing"]}]
+    ] + [
+        {"image": {"bytes": content, "path": None}, "captions": ["nothing"]}
+        for content in (b"broken", png("red", "ellipse")[:90])
+    ]
     Dataset.from_list(rows).to_parquet(folder / "data.parquet")
     captions = [caption for row in rows for caption in row["captions"]]
     train_text_tokenizer(captions, 200).save_pretrained(folder / "text_tokenizer")
@@ -127,7 +130,9 @@ def refuses_other_runs(work: Path, qformer: Path, stage1: Path, stage2: Path) ->
 def test_stages_run_resume_and_hand_on(work, capfd, monkeypatch):
     tokenizer = ["--text-tokenizer", work / "text_tokenizer"]
     qformer = run_and_resume(work, "train_qformer.py", "qformer", *tokenizer)
-    assert "row 12" in capfd.readouterr().out, "the broken picture is reported"
+    output = capfd.readouterr().out
+    assert "row 12" in output and "row 13" not in output, "what is no picture is reported before the run"
+    assert "image of 90 bytes: truncated or damaged" in output and "(1 left out)" in output
 
     stage1 = run_and_resume(work, "train_stage1.py", "stage1", "--init", qformer)
     bidirectional, causal = SeedModel.from_pretrained(qformer), SeedModel.from_pretrained(stage1)

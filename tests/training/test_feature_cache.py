@@ -6,7 +6,10 @@ from datasets import Dataset
 from PIL import Image
 
 from seed import SeedImageProcessorPil, SeedModel
-from seed.training.feature_cache import FeatureCache, build_embedding_cache, build_feature_cache
+from seed.data.images import InvalidImageError
+from seed.data.provenance import hash_tensors, weight_hash
+from seed.training.datasets import PictureSource, RunDataset
+from seed.training.feature_cache import MAX_BROKEN, FeatureCache, build_embedding_cache, build_feature_cache
 
 PICTURES = [Image.new("RGB", (20, 20), (10 * i, 255 - 10 * i, 77)) for i in range(7)]
 
@@ -94,6 +97,48 @@ def test_cached_causal_embeddings_are_those_of_the_model(tmp_path, config, proce
         build_embedding_cache(tmp_path / "embeddings", model, source)
 
 
+def test_a_picture_that_breaks_does_not_end_a_build(tmp_path, config, processor):
+    """It is named, and keeps its place with features that nobody gets; the others' are as they would be."""
+    model, log = SeedModel(config).eval(), []
+
+    def broken():
+        raise InvalidImageError("b.jpg", "truncated or damaged", "Fetch it again.", "4 bytes left")
+
+    images = [lambda i=i: PICTURES[i] for i in range(7)]
+    whole = build(tmp_path / "whole", model, processor, images)
+    images[5] = broken
+    build(tmp_path / "cache", model, processor, images, log=log.append)
+    cache = FeatureCache(tmp_path / "cache")
+    assert "b.jpg: truncated or damaged (4 bytes left)" in log[0] and "7 of 7 pictures (1 left out)" in log[1]
+    for opened in (cache, build_embedding_cache(tmp_path / "embeddings", model, cache, autocast=False)):
+        assert list(opened.broken) == [5]
+        with pytest.raises(InvalidImageError, match="b.jpg: truncated or damaged .4 bytes left.. Fetch it again."):
+            opened.get(5, 0)
+    assert all(torch.equal(cache.get(i, v), whole.get(i, v)) for i in range(7) if i != 5 for v in range(2))
+    source = PictureSource([["a"]] * 7, ["a"] * 7, cache=cache)
+    run = [example["picture"] for example in map(RunDataset([source], 7).__getitem__, range(7))]
+    assert sorted({*run, 5}) == list(range(7)) and 5 not in run and source.broken == {5}
+
+
+def test_a_disk_that_is_gone_ends_a_build(tmp_path, config, processor):
+    def gone():
+        raise InvalidImageError("c.jpg", "no such file", "Check the path.")
+
+    with pytest.raises(InvalidImageError, match="c.jpg"):
+        build(tmp_path / "cache", SeedModel(config).eval(), processor, [gone] * (MAX_BROKEN + 1))
+
+
+def test_how_often_an_encoder_was_trained_makes_no_other_model():
+    """Its weights are the same; a changed statistic of a batch norm is another model."""
+    norm = torch.nn.BatchNorm2d(3)
+    before = weight_hash(norm)
+    assert before == hash_tensors(norm.state_dict().items())  # as it was while the counters counted
+    norm.num_batches_tracked += 7
+    assert weight_hash(norm) == before
+    norm.running_mean += 1
+    assert weight_hash(norm) != before
+
+
 def test_other_pictures_are_another_cache(tmp_path, config, processor):
     model = SeedModel(config).eval()
     images = [lambda i=i: PICTURES[i] for i in range(3)]
@@ -103,7 +148,7 @@ def test_other_pictures_are_another_cache(tmp_path, config, processor):
         build(tmp_path / "cache", model, processor, images, identity="pears")
 
 
-def test_a_run_that_resumes_does_not_open_every_picture_again(tmp_path, monkeypatch):
+def test_a_run_that_resumes_does_not_open_every_file_again(tmp_path, monkeypatch):
     """As long as the data are the same; other data are looked at anew."""
     from seed.training import stage
 
@@ -114,7 +159,7 @@ def test_a_run_that_resumes_does_not_open_every_picture_again(tmp_path, monkeypa
     dataset, memory = Dataset.from_dict(rows), tmp_path / "run" / "usable_rows.json"
     assert stage._usable_rows_once(dataset, stage._identity(dataset), memory) == [0]
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "load_image", lambda source: pytest.fail("opened again"))
+        patch.setattr(stage, "_fault", lambda source, captions: pytest.fail("opened again"))
         assert stage._usable_rows_once(dataset, stage._identity(dataset), memory) == [0]
     # One of so many pictures that the identity does not see it, mended since.
     assert stage._usable_rows_once(dataset, "of others", memory) == [0]
@@ -129,7 +174,6 @@ def test_a_run_that_resumes_does_not_open_every_picture_again(tmp_path, monkeypa
     assert stage._usable_rows_once(dataset, "of a run", memory, resumes=True) == [0]
     assert stage._usable_rows_once(dataset, "of a run", memory) == [1]
     PICTURES[0].save(tmp_path / "a.png")
-    monkeypatch.setattr(stage, "load_image", lambda source: PICTURES[0])
     other = dataset.remove_columns("id").add_column("id", ["a", "c"])
     assert stage._usable_rows_once(other, stage._identity(other), memory) == [0, 1]
     before = stage._identity(dataset)

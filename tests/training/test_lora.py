@@ -161,7 +161,7 @@ def test_the_card_names_a_base_that_the_hub_accepts(tmp_path, base, named):
     save_adapter(add_lora(tiny_language_model(), LORA), tmp_path / "adapter", base)
     card = ModelCard.load(tmp_path / "adapter" / "README.md")
     assert card.data.base_model == (base if named else None) and card.data.library_name == "peft"
-    assert f"They go on {base}" in card.text
+    assert f"They fit {base}" in card.text
 
 
 def test_of_several_adapters_the_active_one_is_saved(batch, tmp_path):

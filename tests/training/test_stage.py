@@ -1,8 +1,11 @@
 """What the training scripts share: pictures that do not open, where features are computed, how many processes."""
 
+import io
 import json
 from types import SimpleNamespace
 
+import PIL.Image
+import PIL.ImageFile
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
@@ -21,6 +24,29 @@ def test_of_many_broken_pictures_the_report_counts_and_lists_the_first(tmp_path,
     lines = capsys.readouterr().out.splitlines()
     assert "300 skipped" in lines[0] and lines[1].split() == ["300", "x", "no", "such", "file"]
     assert "row 0, /nowhere/0.jpg" in lines[2] and len(lines) == 2 + 100 + 1
+
+
+def test_no_picture_is_decoded_before_a_run(tmp_path, monkeypatch, capsys):
+    """Files are looked for and headers are read; what is broken behind its header is found when its turn comes."""
+    buffer = io.BytesIO()
+    PIL.Image.effect_noise((64, 64), 50).save(buffer, format="PNG")
+    whole = buffer.getvalue()
+    (tmp_path / "empty.png").touch()
+    pictures = [
+        {"bytes": whole, "path": None},
+        {"bytes": whole[: len(whole) // 2], "path": None},
+        {"bytes": b"no picture", "path": None},
+        {"bytes": None, "path": str(tmp_path / "empty.png")},
+        {"bytes": whole, "path": None},
+    ]
+    features = Features({"image": Image(decode=False), "captions": List(Value("string"))})
+    captions = [["a"], ["b"], ["c"], ["d"], []]
+    dataset = Dataset.from_dict({"image": pictures, "captions": captions}, features=features)
+    monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", lambda *args: pytest.fail("decoded"))
+    assert stage._usable_rows(dataset) == [0, 1]
+    report = capsys.readouterr().out
+    assert "1 x not an image that Pillow can read" in report and "1 x no bytes" in report
+    assert "1 x no caption" in report
 
 
 def test_first_embeddings_are_made_where_the_run_trains(tiny_seed_config, monkeypatch):

@@ -27,25 +27,25 @@ _CITATION = """\
   year={2015}
 }"""
 _DESCRIPTION = """\
-BLEU@1-4, METEOR, ROUGE-L, CIDEr and SPICE as the COCO caption server computes them, by pycocoevalcap: one prediction
-and one or more references a picture, tokenised by the Stanford PTB tokenizer. METEOR, the PTB tokenizer and SPICE need
-Java, SPICE also Stanford CoreNLP 3.6.0, which its package does not hold and which is never fetched here. What could
-not be computed is None, and `missing` says why."""
+BLEU@1-4, METEOR, ROUGE-L, CIDEr and SPICE as the COCO caption server computes them, by pycocoevalcap. Each picture has
+one prediction and one or more references, which the Stanford PTB tokenizer splits. METEOR, the PTB tokenizer and SPICE
+need Java. SPICE also needs Stanford CoreNLP 3.6.0, which its package does not contain and which is never downloaded
+here. A metric that cannot be computed is None, and `missing` says why."""
 _INPUTS = """
 Args:
-    predictions: one caption a picture.
-    references: list of captions of each picture.
-    tokenizer: "ptb" (needs Java); "plain", in lower case, words of letters and digits with hyphens and apostrophes
-        inside them; "auto", the first of them that can run. The result names the one that ran: figures of two
-        tokenizers are not comparable.
+    predictions: one caption for each picture.
+    references: the list of captions of each picture.
+    tokenizer: "ptb" (needs Java); "plain", which takes words of letters and digits, with hyphens and apostrophes inside
+        them, in lower case; or "auto", the first of them that can run. The result names the tokenizer that ran, because
+        scores by different tokenizers are not comparable.
     per_caption: also return `cider_each`, CIDEr of each picture (their mean is `cider`), and `rouge_l_each`.
 Returns:
-    bleu_1 .. bleu_4, meteor, rouge_l, spice: 0 .. 1; cider: 0 .. 10, usually given times 100; tokenizer; missing: a
-    dict of reasons.
+    bleu_1 .. bleu_4, meteor, rouge_l, spice: 0 .. 1; cider: 0 .. 10, usually given times 100; tokenizer: its name;
+    missing: a dict of reasons.
 Raises:
-    ValueError: a picture without references, no pictures, or "ptb" without Java."""
+    ValueError: a picture has no references, there are no pictures, or "ptb" is to run without Java."""
 _STATISTICS = "PTBTokenizer tokenized"
-# A word of the plain tokenizer: what the PTB tokenizer leaves of most captions once COCO has dropped punctuation.
+# A word of the plain tokenizer; on most captions the PTB tokenizer gives the same once COCO has dropped punctuation.
 _WORD = re.compile(r"\w+(?:[-'’]\w+)*")
 _NO_JAVA = "Java was not found: install a runtime (on Debian `apt install default-jre-headless`)."
 _SPICE_FILES = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
@@ -122,12 +122,12 @@ def _why_no_spice(java: bool) -> str | None:
     folder = Path(pycocoevalcap.__path__[0]) / "spice" / "lib"
     absent = [name for name in _SPICE_FILES if not (folder / name).is_file()]
     if absent:
-        return f"SPICE needs {' and '.join(absent)} of Stanford CoreNLP in pycocoevalcap's spice/lib; not found there."
+        return f"SPICE needs {' and '.join(absent)} of Stanford CoreNLP in pycocoevalcap's spice/lib."
     return None
 
 
 def _ptb(captions_of_pictures) -> dict[int, list[str]]:
-    # One line a caption goes to the tokenizer, so that no caption may hold a line break of any kind.
+    # The tokenizer reads one caption per line, so no caption may contain a line break of any kind.
     captions = {
         number: [{"caption": " ".join(caption.split())} for caption in captions]
         for number, captions in enumerate(captions_of_pictures)
@@ -138,7 +138,7 @@ def _ptb(captions_of_pictures) -> dict[int, list[str]]:
 
 @contextlib.contextmanager
 def _without_statistics():
-    """Hold back what Java says about its speed; show the rest of what it writes to stderr."""
+    """Hide the lines about speed that the tokenizer writes to stderr, and show the others."""
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as written:

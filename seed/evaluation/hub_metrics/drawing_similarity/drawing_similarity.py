@@ -1,24 +1,26 @@
-"""Similarity of drawings to what they are to show, by a judge's features, from a shuffled control to an upper end."""
+"""Similarity of drawings to the pictures of their prompts, between a shuffled control and an upper end."""
 
 import datasets
 import evaluate
 import numpy as np
 
 _DESCRIPTION = """\
-The mean cosine between each drawing and the real pictures of what it is to show, by features of a judge (an image
-network that had no part in the drawing); beside it a shuffled control, drawings of other prompts. With the drawings of
-another model for the same prompts as the upper end, (similarity - shuffled) / (upper - shuffled)."""
+The mean cosine between each drawing and the real pictures of its subject, in the features of a judge (an image network
+that had no part in the drawing), and the same for a shuffled control, the drawings of other prompts. If the drawings of
+another model for the same prompts are given as the upper end, also (similarity - shuffled) / (upper - shuffled)."""
 _INPUTS = """
 Args:
-    predictions: the judge's features of each drawing, L2-normalised.
-    references: of each, the mean of the judge's L2-normalised features of the real pictures of what it is to show.
-    upper: features of the upper end's drawings for the same prompts, as predictions; None leaves `normalized` out.
-    per_example: also return `each` and `shuffled_each`, of every drawing and of every reference.
+    predictions: the judge's L2-normalised features of each drawing.
+    references: for each drawing the mean of the judge's L2-normalised features of the real pictures of its subject.
+    upper: features of the upper end's drawings for the same prompts, in the form of predictions; None leaves
+        `normalized` out.
+    per_example: also return `each`, the similarity of every drawing, and `shuffled_each`, that of every reference.
 Returns:
     similarity, shuffled: -1 .. 1.
-    upper, normalized: with `upper`; `normalized` is None where the upper end is no better than the control.
+    upper, normalized: only with `upper`; `normalized` is None if the upper end is no better than the control.
 Raises:
-    ValueError: fewer than two drawings; features of unequal widths, or not finite; not as many of `upper`."""
+    ValueError: there are fewer than two drawings; features have unequal widths or are not finite; or `upper` has
+        another shape."""
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
@@ -36,8 +38,6 @@ class DrawingSimilarity(evaluate.Metric):
         if len(predictions) < 2:
             raise ValueError(f"{len(predictions)} drawings; the shuffled control needs at least 2.")
         drawings, targets = _matrix(predictions, "predictions"), _matrix(references, "references")
-        if drawings.shape != targets.shape:
-            raise ValueError(f"The drawings' features are {drawings.shape}, the references' {targets.shape}.")
         cosines = drawings @ targets.T
         each = np.diagonal(cosines)
         shuffled = (cosines.sum(axis=0) - each) / (len(each) - 1)
@@ -54,9 +54,6 @@ class DrawingSimilarity(evaluate.Metric):
 
 
 def _matrix(rows, name: str) -> np.ndarray:
-    widths = {len(row) for row in rows}
-    if len(widths) != 1:
-        raise ValueError(f"{name}: features have the widths {sorted(widths)}; expected one.")
     matrix = np.asarray(rows, dtype=np.float64)
     if not np.isfinite(matrix).all():
         raise ValueError(f"{name}: some features are NaN or infinite.")

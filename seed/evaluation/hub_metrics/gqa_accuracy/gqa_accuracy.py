@@ -1,4 +1,4 @@
-"""Accuracy as GQA counts it: the answer is the one right answer, to the letter."""
+"""Accuracy as GQA counts it: an answer is right if it equals the one right answer."""
 
 import datasets
 import evaluate
@@ -11,18 +11,18 @@ _CITATION = """\
   year={2019}
 }"""
 _DESCRIPTION = """\
-The share of predictions that equal the answer. GQA's answers are in lower case and without a full stop; generated text
+The share of predictions that equal the answer. GQA's answers are in lower case and without a full stop. Generated text
 is brought to that form first (surrounding space, letter case, full stops at the end), as is usual for generative
-models. No other normalisation: "2" is not "two"."""
+models. Nothing else is normalised: "2" is not "two"."""
 _INPUTS = """
 Args:
-    predictions: one answer a question.
+    predictions: one answer for each question.
     references: the one right answer of each question.
     per_example: also return `each`, 1.0 or 0.0 for every question.
 Returns:
     gqa_accuracy: 0 .. 1.
 Raises:
-    ValueError: no predictions."""
+    ValueError: there are no predictions."""
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)

@@ -8,13 +8,13 @@ The share of predictions that are one of their picture's names. Letter case, spa
 count; everything else does."""
 _INPUTS = """
 Args:
-    predictions: one text a picture.
-    references: list of names of each picture, any of which is right.
+    predictions: one text for each picture.
+    references: the list of names of each picture, any of which is right.
     per_example: also return `each`, 1.0 or 0.0 for every picture.
 Returns:
     name_accuracy: 0 .. 1.
 Raises:
-    ValueError: no predictions, or a picture without names."""
+    ValueError: there are no predictions, or a picture has no names."""
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)

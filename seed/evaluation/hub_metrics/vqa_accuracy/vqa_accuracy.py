@@ -14,22 +14,23 @@ _CITATION = """\
   year={2015}
 }"""
 _DESCRIPTION = """\
-With ten answers by ten people, as in VQAv2: an answer that n of the others gave scores min(n / 3, 1), averaged over
-the ten ways to leave one person out. With any other number of answers (easy-vqa has one, questions on names have some)
-every one of them is right: 1 if the prediction is among them, else 0. Both after the normalisation of the VQA server:
-lower case, number words to digits, no articles, punctuation dropped, apostrophes restored in contractions."""
+If a question has ten answers by ten people, as in VQAv2, an answer that n of the others gave scores min(n / 3, 1),
+averaged over the ten ways to leave one person out. If it has any other number of answers (easy-vqa has one, questions
+on names have some), each of them is right: the score is 1 if the prediction is among them, else 0. All answers are
+first normalised as the VQA server does: lower case, number words to digits, no articles, punctuation dropped,
+apostrophes restored in contractions."""
 _INPUTS = """
 Args:
-    predictions: one answer a question.
-    references: list of answers of each question.
+    predictions: one answer for each question.
+    references: the list of answers of each question.
     per_example: also return `each`, the accuracy of every question.
 Returns:
     vqa_accuracy: 0 .. 1 (papers print it times 100).
 Raises:
-    ValueError: no predictions, or a question without answers."""
+    ValueError: there are no predictions, or a question has no answers."""
 
-PEOPLE = 10  # who answered each question of VQAv2
-AGREEING = 3  # of the others, for full marks
+PEOPLE = 10  # number of people who answered each question of VQAv2
+AGREEING = 3  # an answer that so many of the others gave has the full score
 
 _NUMBERS = dict(zip("none one two three four five six seven eight nine ten".split(), map(str, range(11))))
 _NUMBERS["zero"] = "0"
@@ -38,8 +39,8 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _THOUSANDS = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 
-# Stems that a contraction is restored from: "dont" and "don't" are the same answer. With these, all that the VQA server
-# restores but "'ow's'at"; nor is its "somebodyd" made of "somebody'd".
+# Stems of the contractions that are restored: "dont" and "don't" are the same answer. They give all contractions that
+# the VQA server restores except "'ow's'at", and without its error that makes "somebodyd" of "somebody'd".
 _STEMS = {
     "n't": "ai are ca could did does do had has have is might must need ought sha should was were wo would",
     "'ve": "could might must not should they we what where who would you",
@@ -64,7 +65,7 @@ def _contractions() -> dict[str, str]:
         for stem in stems.split():
             whole = stem + ending
             apostrophes = [place for place, letter in enumerate(whole) if letter == "'"]
-            # With one of the apostrophes left out, whichever; the VQA server knows no words that lack several.
+            # Either apostrophe may be missing; the VQA server does not know words that lack several.
             table.update({whole[:place] + whole[place + 1 :]: whole for place in apostrophes})
     return table
 
@@ -103,15 +104,17 @@ def _accuracy(prediction: str, answers: list[str]) -> float:
     agreeing = answers.count(prediction)
     if len(answers) != PEOPLE:
         return float(agreeing > 0)
-    # Those who agree lose one of their number when they are left out themselves.
+    # Where the person left out gave the same answer, one fewer of the others agrees.
     left_out = agreeing * min((agreeing - 1) / AGREEING, 1) + (PEOPLE - agreeing) * min(agreeing / AGREEING, 1)
     return left_out / PEOPLE
 
 
 def normalize(answer: str) -> str:
     """
-    The form in which answers are compared. The VQA server leaves the people's answers as they are where all agree
-    (those of VQAv2 are normalised already); here they always are, for data that is not.
+    Return the form in which answers are compared.
+
+    The VQA server does not normalise the people's answers where all agree, because those of VQAv2 are normalised
+    already. Here all answers are normalised, for the sake of other data.
     """
     words = _without_punctuation(answer.replace("\n", " ").replace("\t", " ").strip()).lower().split()
     words = [_NUMBERS.get(word, word) for word in words]
@@ -119,7 +122,7 @@ def normalize(answer: str) -> str:
 
 
 def _without_punctuation(text: str) -> str:
-    """Punctuation is dropped where it stands beside a space or numbers hold commas, else it parts two words."""
+    """Drop punctuation beside a space, or if a number has commas; elsewhere punctuation becomes a space."""
     joined = _THOUSANDS.search(text) is not None
     cleaned = text
     for mark in _PUNCTUATION:
