@@ -79,7 +79,7 @@ def check_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> None:
 
 @contextlib.contextmanager
 def _opened(source: ImageSource, max_pixels: int) -> Iterator[Image.Image]:
-    """Open a picture and check its size. An error while it is open becomes an InvalidImageError that names the fault."""
+    """Open a picture and check its size. Errors while it is open become InvalidImageErrors that name the fault."""
     name = describe(source)
     try:
         if isinstance(source, Image.Image):
@@ -163,7 +163,7 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
 
 
 def images_below(folder: Path) -> Iterator[Path]:
-    """Yield the images in a folder and its sub-folders, also through links. Broken links count; opening one names it."""
+    """Yield the images in a folder and its sub-folders, also through links. Opening a broken link names the fault."""
     seen = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         place = os.stat(root)
