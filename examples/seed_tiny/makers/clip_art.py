@@ -48,6 +48,8 @@ _NOISE = frozenset(
     "ganson dan ppl rpg ink hand drawn hires lowres inkscape vector free stylized transparent shaded detailed di da del "
     "della delle dei il la le lo un una al alla all con per sulla nella ed gli symbol sign sm rpswb".split()
 )
+# Drawings with one of these words are left out: they are not for every audience.
+_UNSUITABLE = frozenset("stripper sexy nude naked pantyhose collant drunk cannabis marijuana swastika gallows".split())
 # Subjects and folders that are too general for a name of their own; they may follow one.
 _GENERAL = frozenset(
     "animal bodypart building clothing container creation decoration education electronics entertainment equipment "
@@ -204,7 +206,8 @@ def clip_art_rows(drawings: Iterable[ClipArt], emoji_words: EmojiWords) -> list[
         wordings = [words for words in (title, file_words(art)) if words]
         texts = [" ".join(words) for words in wordings] + [art.title]
         texts += [text for text in subjects if text not in _GENERAL]
-        if any(text in emoji_words.held_out for text in texts):
+        unsuitable = any(_UNSUITABLE & set(text.lower().split()) for text in texts)
+        if unsuitable or any(text in emoji_words.held_out for text in texts):
             continue
         known = usual | {stem(word) for text in subjects for word in text.split()}
         named = [words for words in wordings if _is_name(words, known)]
