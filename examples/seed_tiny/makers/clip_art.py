@@ -43,23 +43,25 @@ _COLLECTION = re.compile(
 )
 # Words of titles, file names and subjects that say nothing of what a drawing shows.
 _NOISE = frozenset(
-    "and with of in on at the an by from for to clipart clip art icon icons contour outline simple simplified svg remix "
-    "template fix bw color colour colored coloured version image picture drawing draw architetto hash unsorted special "
-    "ganson dan ppl rpg ink hand drawn hires lowres inkscape vector free stylized transparent shaded detailed di da del "
-    "della delle dei il la le lo un una al alla all con per sulla nella ed gli symbol sign sm rpswb".split()
+    "and with of in on at the an by from for to clipart clip art icon icons contour outline simple simplified svg "
+    "remix template fix bw color colour colored coloured version image picture drawing draw architetto hash "
+    "unsorted special ganson dan ppl rpg ink hand drawn hires lowres inkscape vector free stylized transparent "
+    "shaded detailed di da del della delle dei il la le lo un una al alla all con per sulla nella ed gli symbol "
+    "sign sm rpswb".split()
 )
 # Drawings with one of these words are left out: they are not for every audience.
 _UNSUITABLE = frozenset("stripper sexy nude naked pantyhose collant drunk cannabis marijuana swastika gallows".split())
 # Subjects and folders that are too general for a name of their own; they may follow one.
 _GENERAL = frozenset(
-    "animal bodypart building clothing container creation decoration education electronics entertainment equipment "
-    "breads carb food hat menu miscellany office people plant recreation science shape tool tools transport transportation "
-    "vehicle".split()
+    "animal bodypart building clothing container creation decoration education electronics entertainment "
+    "equipment breads carb food hat menu miscellany office people plant recreation science shape tool tools "
+    "transport transportation vehicle".split()
 )
 MAX_NAME_WORDS = 4
 USUAL_SUBJECT = 3  # drawings that have a subject, from which it counts as a known word
 OVERSAMPLING = 6  # Drawings fill their page unevenly and are cut out of it: drawn this many times larger first.
 DPI = 90.0  # Inkscape's, when these pages were measured in millimetres and points
+MAX_PAGE = 3072  # pixels of a side, for drawings that are small on their page
 MARGIN = 0.04  # of the side of the cut-out picture, on every side
 
 
@@ -86,8 +88,8 @@ def read_clip_art(folder: str | Path) -> Iterator[ClipArt]:
     paths = sorted(folder.rglob("*.svg"))
     if not paths:
         raise FileNotFoundError(
-            f"{folder} holds no SVG files. Unpack Debian's package openclipart-svg (`apt-get download openclipart-svg`, "
-            f"`dpkg -x openclipart-svg*.deb FOLDER`) and give FOLDER/{PACKAGE_FOLDER}."
+            f"{folder} holds no SVG files. Unpack Debian's package openclipart-svg (`apt-get download "
+            f"openclipart-svg`, `dpkg -x openclipart-svg*.deb FOLDER`) and give FOLDER/{PACKAGE_FOLDER}."
         )
     for path in paths:
         relative = path.relative_to(folder).as_posix()
@@ -218,7 +220,11 @@ def clip_art_rows(drawings: Iterable[ClipArt], emoji_words: EmojiWords) -> list[
 
 
 def _is_name(words: list[str], known: Set[str]) -> bool:
-    return any(stem(word) in known for word in words) and len(words) <= MAX_NAME_WORDS and all(re.fullmatch("[a-z]{2,}", word) for word in words)
+    return (
+        any(stem(word) in known for word in words)
+        and len(words) <= MAX_NAME_WORDS
+        and all(re.fullmatch("[a-z]{2,}", word) for word in words)
+    )
 
 
 def _row(art: ClipArt, name: str, subjects: list[str], emoji_words: EmojiWords) -> dict:
@@ -259,15 +265,11 @@ def draw_cut_out(svg: str, size: int) -> bytes | None:
         ImportError: `resvg-py` is not installed.
         ValueError: the SVG cannot be parsed (resvg's own message).
     """
-    import resvg_py
-
     large = OVERSAMPLING * size
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=large, height=large, dpi=DPI)
-    drawn = Image.open(io.BytesIO(png)).convert("RGBA")
-    page = Image.new("RGBA", drawn.size, "white")
-    page.alpha_composite(drawn)
-    page = page.convert("RGB")
-    box = ImageChops.difference(page, Image.new("RGB", page.size, "white")).convert("L").point(_visible).getbbox()
+    page, box = _page(svg, large)
+    if box is not None and max(box[2] - box[0], box[3] - box[1]) < OVERSAMPLING * size // 2:  # small on its page
+        shown = max(box[2] - box[0], box[3] - box[1])
+        page, box = _page(svg, min(MAX_PAGE, large * OVERSAMPLING * size // (2 * shown)))
     if box is None or min(box[2] - box[0], box[3] - box[1]) < 4:
         return None
     page = page.crop(box)
@@ -277,6 +279,19 @@ def draw_cut_out(svg: str, size: int) -> bytes | None:
     buffer = io.BytesIO()
     canvas.resize((size, size), Image.Resampling.LANCZOS).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
+
+
+def _page(svg: str, side: int) -> tuple[Image.Image, tuple[int, int, int, int] | None]:
+    """The page on white, fitted into `side` x `side` pixels, and the box of what it shows; None where it is blank."""
+    import resvg_py
+
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side, dpi=DPI)
+    drawn = Image.open(io.BytesIO(png)).convert("RGBA")
+    page = Image.new("RGBA", drawn.size, "white")
+    page.alpha_composite(drawn)
+    page = page.convert("RGB")
+    difference = ImageChops.difference(page, Image.new("RGB", page.size, "white")).convert("L")
+    return page, difference.point(_visible).getbbox()
 
 
 def _visible(difference: int) -> int:

@@ -1,4 +1,4 @@
-"""The batches of `train_encoder.py`: each a function of the seed and the step alone, so that a resumed run repeats none.
+"""The batches of `train_encoder.py`: each a function of the seed and the step alone, so a resumed run repeats none.
 
 A step has two pictures of each of its concepts, in two drawing styles where there are two, and a caption of each.
 """
@@ -79,7 +79,7 @@ def degrade(image: Image.Image, rng: random.Random) -> Image.Image:
 
 class ConceptSteps(Dataset):
     """
-    Item s is the batch of step s: uint8 `images` `(pictures, height, width, 3)`, `captions`, and `groups` `(pictures,)`.
+    Item s is the batch of step s: `images` `(pictures, height, width, 3)` in uint8, `captions`, `groups` `(pictures,)`.
 
     A concept is what pictures of one name show, whatever file they come from; it belongs to the first file that has the
     name. So "dog" of an emoji set is drawn with the icons and the clip art of a dog.
