@@ -95,10 +95,9 @@ def train(model: ContrastiveEncoder, steps: ConceptSteps, tokenizer, processor, 
     recipe: EncoderRecipe = model.recipe
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()
-    for skeleton in (*model.vision._skeleton, model.vision):
-        skeleton.to(device).eval()
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), betas=(0.9, 0.98))
     start = resume(model, optimizer, run, args.output)
+    # Pixels in 0 .. 1 are normalised on the accelerator; bytes are a quarter of what would have to go there else.
     mean = torch.tensor(processor.image_mean, device=device).view(3, 1, 1)
     deviation = torch.tensor(processor.image_std, device=device).view(3, 1, 1)
     bfloat16 = device.type == "cuda" and has_fast_bfloat16()  # on CPUs it would slow the gradients of convolutions
@@ -142,6 +141,7 @@ def train(model: ContrastiveEncoder, steps: ConceptSteps, tokenizer, processor, 
 
 
 def trained(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Give the parameters that are trained."""
     return (parameter for parameter in model.parameters() if parameter.requires_grad)
 
 

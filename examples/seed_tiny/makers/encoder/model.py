@@ -67,7 +67,15 @@ class FoldedEncoder(nn.Module):
             for name, child in module.named_children():
                 if isinstance(child, nn.ReLU6):
                     setattr(module, name, nn.ReLU6(inplace=True))
-        self._skeleton = [skeleton]  # in a list, so that it counts neither among the weights nor in the state
+        # In a list, so that it counts neither among the weights nor in the state. All of its weights are given at each
+        # call, wherever they lie.
+        self._skeleton = [skeleton]
+
+    def train(self, mode: bool = True) -> "FoldedEncoder":
+        """Keep the encoder in evaluation mode, as a frozen one will be used: no dropout, no statistics of batches."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return pooled features `(batch, channels)` of pixels `(batch, 3, height, width)`."""
