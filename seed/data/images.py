@@ -1,5 +1,6 @@
 """Open any picture as plain RGB, or say what is wrong with it."""
 
+import contextlib
 import io
 import os
 import warnings
@@ -52,19 +53,38 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     Raises:
         InvalidImageError: no such file, empty, no image, truncated, or larger than `max_pixels`.
     """
-    from ..image_processing_seed import upright_rgb  # imports torch, which listing pictures does not need
+    from ..image_processing_seed import upright_rgb  # imports torch, which checking and listing pictures do not need
 
+    with _opened(source, max_pixels) as image:
+        return upright_rgb(image)
+
+
+def check_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> None:
+    """
+    Check that [`load_image`] can read a picture. Unlike it this needs no torch.
+
+    Raises:
+        InvalidImageError: see [`load_image`].
+    """
+    with _opened(source, max_pixels) as image:
+        image.load()
+
+
+@contextlib.contextmanager
+def _opened(source: ImageSource, max_pixels: int) -> Iterator[Image.Image]:
+    """Open a picture; whatever fails while it is open is raised as InvalidImageError."""
     name = describe(source)
     try:
         if isinstance(source, Image.Image):
             _check_size(source, name, max_pixels)
-            return upright_rgb(source)
+            yield source
+            return
         with warnings.catch_warnings():
-            # Pillow warns of half its size limit and of odd metadata; neither keeps a picture from being used.
+            # Pillow warns of half its size limit and of odd metadata. Both leave a picture usable.
             warnings.simplefilter("ignore")
             with Image.open(_readable(source, name)) as image:
                 _check_size(image, name, max_pixels)
-                return upright_rgb(image)
+                yield image
     except InvalidImageError:
         raise
     except Exception as error:  # what Pillow's decoders raise on damaged files differs by format
