@@ -39,10 +39,14 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ..data.images import load_image
-    from ..generation_seed import write_captions
+    from ..generation_seed import IMAGES_PER_BATCH, write_captions
 
     model, processor = load_language_pair(chosen_model(args), chosen_device(args), chosen_dtype(args))
-    codes = torch.cat([processor.tokenize_images([load_image(Path(path))]) for path in args.usable])
+    codes = []
+    for start in range(0, len(args.usable), IMAGES_PER_BATCH):  # bounds the memory for any number of pictures
+        images = [load_image(Path(path)) for path in args.usable[start : start + IMAGES_PER_BATCH]]
+        codes.append(processor.tokenize_images(images))
+    codes = torch.cat(codes)
     for image, caption in zip(args.usable, write_captions(model, processor, codes=codes, **word_options(args))):
         print(f"{image}: {caption}")
     return 0 if len(args.usable) == len(args.images) else 2

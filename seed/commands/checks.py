@@ -50,9 +50,9 @@ def check_data(source: str | None, format: str | None = None) -> None:
 def check_picture(path: str) -> None:
     """Raise FileNotFoundError if there is no such file, InvalidImageError (a ValueError) if it is no usable picture."""
     check_exists(path)
-    from ..data.images import load_image
+    from ..data.images import check_image
 
-    load_image(Path(path))
+    check_image(Path(path))
 
 
 def check_words(name: str, text: str) -> None:

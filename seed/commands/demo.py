@@ -30,11 +30,11 @@ def check(args: argparse.Namespace) -> None:
     check_exists(*args.images)
     check_model(args.model)
     check_output_picture(args.output)
-    from ..data.images import list_images, load_image
+    from ..data.images import check_image, list_images
 
     args.own = list_images(args.images) if args.images else []
     for path in args.own:
-        load_image(path)
+        check_image(path)
     args.started = time.monotonic()
     print("Importing torch, transformers and diffusers", flush=True)  # which is what happens next
 
