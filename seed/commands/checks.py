@@ -44,7 +44,7 @@ def check_data(source: str | None, format: str | None = None) -> None:
     if source is None or format == "hub" or os.path.exists(source) or glob.glob(source):
         return
     if not _DATASET_ID.fullmatch(source) or os.path.exists(os.path.dirname(source)):
-        raise FileNotFoundError(f"{source}: no such file or folder, and no data set's id (owner/name) either.")
+        raise FileNotFoundError(f"{source}: no such file or folder, and not the id of a data set (owner/name).")
 
 
 def check_picture(path: str) -> None:
