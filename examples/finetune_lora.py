@@ -2,12 +2,14 @@
 
     python examples/finetune_lora.py --data my_pictures --output runs/mine
 
-`my_pictures` holds pictures with a .txt of captions beside each (or any other image-text data that `seed tokenize`
-reads); twenty are enough to teach seed-tiny new words for what they show, though not for colours, which its codes
-hardly keep; a few minutes on two cores. Several augmented views of each are learnt. The output folder is a SEED
-repository (`seed caption IMAGE --model runs/mine`) that points to --model's image tokenizer and decoder by relative
-paths; `SeedProcessor.from_pretrained("runs/mine").save_pretrained("shared", whole=True)` copies them, for one that can
-be moved. `adapter/` holds what was trained alone, and before_after.png what changed.
+`my_pictures` holds pictures with a .txt file of captions beside each, or any other image-text data that `seed tokenize`
+reads. Twenty pictures are enough to teach seed-tiny new words for what they show, but not for colours, which its codes
+hardly keep. It takes a few minutes on two cores. Several augmented views of each picture are learnt.
+
+The output folder is a SEED repository (`seed caption IMAGE --model runs/mine`). It points to the image tokenizer and
+the decoder of --model by relative paths. `SeedProcessor.from_pretrained("runs/mine").save_pretrained("shared",
+whole=True)` copies them, which makes a repository that can be moved. `adapter/` holds only what was trained, and
+before_after.png shows what changed.
 """
 
 import random
@@ -30,7 +32,7 @@ from seed.training.language_stage import check_output, run_language_stage, save_
 from seed.training.lora import open_language_model
 from seed.training.runs import require_one_process
 
-SHOWN = 6  # pictures on the sheet
+SHOWN = 6  # so many pictures are on the sheet
 CELL, LINE, MARGIN = 128, 18, 8
 
 
@@ -40,7 +42,9 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder for the fine-tuned repository")
     parser.add_argument("--model", default=default_model(), help="SEED repository (default: seed-tiny)")
     parser.add_argument("--recipe", default=Path(__file__).parent / "recipes" / "finetune" / "tiny.yaml", type=Path)
-    parser.add_argument("--views", type=int, default=8, help="of each picture, the picture itself included")
+    parser.add_argument(
+        "--views", type=int, default=8, help="number of views of each picture, the picture itself included"
+    )
     arguments = parser.parse_args()
     check_output(arguments.output, arguments.model)
     require_one_process()
@@ -98,7 +102,7 @@ def main() -> None:
 
 @torch.no_grad()
 def tokenize_views(images: list[Image.Image], views: int, model, processor) -> torch.LongTensor:
-    """Codes of every picture and of views - 1 augmented copies, `(pictures, views, num_codes)`."""
+    """Return the codes of every picture and of `views - 1` augmented copies, `(pictures, views, num_codes)`."""
     rows = []
     for number, image in enumerate(images):
         copies = [augment(image, random.Random(f"{number}-{view}")) for view in range(1, views)]
@@ -108,7 +112,7 @@ def tokenize_views(images: list[Image.Image], views: int, model, processor) -> t
 
 
 def before_after(images, prompts, before, after) -> Image.Image:
-    """One row per picture: it, and what its caption's words draw, before and after, over what it is called."""
+    """Draw a row per picture: the picture, and what its caption draws before and after, above what it is called."""
     columns = [(images, prompts), before[::-1], after[::-1]]
     font = ImageFont.load_default(size=13)
     width, height = 2 * CELL + MARGIN, CELL + LINE + MARGIN

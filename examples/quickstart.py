@@ -1,4 +1,4 @@
-"""An image to 32 codes, and a drawing from the codes: `python examples/quickstart.py [IMAGE] [MODEL]`."""
+"""Turn an image into 32 codes, and draw the codes again: `python examples/quickstart.py [IMAGE] [MODEL]`."""
 
 import sys
 
@@ -18,7 +18,7 @@ pixel_values = pipeline.image_processor(image, return_tensors="pt")["pixel_value
 codes = pipeline.image_tokenizer.get_image_tokens(pixel_values)
 print(codes.tolist())
 
-# And draw again: from all codes, and from the first eight, whose order is causal.
+# Draw again from all codes, and from the first eight: their order is causal, so every prefix has a meaning.
 drawn = pipeline(codes=codes, generator=torch.Generator().manual_seed(0)).images[0]
 coarse = pipeline(codes=codes, prefix_length=8, generator=torch.Generator().manual_seed(0)).images[0]
 drawn.save("quickstart_32_codes.png")

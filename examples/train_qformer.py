@@ -7,10 +7,11 @@ SEED starts from BLIP-2's Q-Former. This script makes one for another vision mod
         --data emoji64/train.parquet --extra-data icons64.parquet \
         --feature-cache runs/features --output runs/qformer
 
-The vision model brings its own preprocessing, if its folder has a preprocessor_config.json. The text tokenizer is one
-as BERT's, with `[CLS]`, `[SEP]` and `[PAD]`; examples/seed_tiny/train_text_tokenizer.py makes a small one.
+The vision model brings its own preprocessing if its folder has a preprocessor_config.json. The text tokenizer must be
+like BERT's, with `[CLS]`, `[SEP]` and `[PAD]`; examples/seed_tiny/train_text_tokenizer.py makes a small one.
 
-Run it again with the same arguments to resume. Several processes: `accelerate launch examples/train_qformer.py ...`.
+Run the script again with the same arguments to resume. `accelerate launch examples/train_qformer.py ...` starts several
+processes.
 """
 
 from arguments import parse_stage_arguments, stage_data

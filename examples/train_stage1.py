@@ -1,15 +1,15 @@
-"""Stage I: a Causal Q-Former, contrastive on its last embedding (paper, section 3.1).
+"""Train stage I: a Causal Q-Former, whose last embedding is contrasted with the caption (paper, section 3.1).
 
-Starts from a bidirectional Q-Former and makes its queries causal: in the paper BLIP-2's (`seed convert blip2`), for
-seed-tiny what examples/train_qformer.py makes.
+The stage starts from a bidirectional Q-Former and makes its queries causal. In the paper that is BLIP-2's Q-Former
+(`seed convert blip2`); for seed-tiny examples/train_qformer.py makes it.
 
     python examples/train_stage1.py --recipe examples/recipes/stage1/tiny.yaml --init runs/qformer \
         --data emoji64/train.parquet --extra-data icons64.parquet \
         --feature-cache runs/features --output runs/stage1
 
-The recipe makes the queries causal; recipes/stage1/tiny_bidirectional.yaml trains on without that, for the first row of
-the paper's Table 1. Run it again with the same arguments to resume. Several processes: `accelerate launch
-examples/train_stage1.py ...`; negatives are gathered from all of them.
+The recipe says that the queries become causal. recipes/stage1/tiny_bidirectional.yaml trains on without that, for the
+first row of the paper's Table 1. Run the script again with the same arguments to resume. `accelerate launch
+examples/train_stage1.py ...` starts several processes, and negatives are gathered from all of them.
 """
 
 import torch

@@ -1,13 +1,15 @@
-"""Stage II: codebook, code decoders and Reverse Q-Former on a frozen stage I (paper, section 3.2).
+"""Train stage II: codebook, code decoders and Reverse Q-Former on a frozen stage I (paper, section 3.2).
 
-The targets are the causal embeddings, and a Stable Diffusion model's text features of one fixed caption per picture:
-computed before the training and kept where they fit in 4 GiB, else batch by batch on the device that trains.
+The targets are the causal embeddings, and the text features that a Stable Diffusion model has of one fixed caption per
+picture. These features are computed before the training and kept if they fit in 4 GiB; otherwise each batch computes
+its own on the device that trains.
 
     python examples/train_stage2.py --recipe examples/recipes/stage2/tiny.yaml --init runs/stage1 \
         --decoder runs/stable_diffusion --data emoji64/train.parquet \
         --feature-cache runs/features --output runs/image_tokenizer
 
-Run it again with the same arguments to resume. Several processes: `accelerate launch examples/train_stage2.py ...`.
+Run the script again with the same arguments to resume. `accelerate launch examples/train_stage2.py ...` starts several
+processes.
 """
 
 from pathlib import Path
