@@ -36,17 +36,13 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
-
     from ..data.images import load_image
     from ..generation_seed import IMAGES_PER_BATCH, write_captions
 
     model, processor = load_language_pair(chosen_model(args), chosen_device(args), chosen_dtype(args))
-    codes = []
-    for start in range(0, len(args.usable), IMAGES_PER_BATCH):  # bounds the memory for any number of pictures
-        images = [load_image(Path(path)) for path in args.usable[start : start + IMAGES_PER_BATCH]]
-        codes.append(processor.tokenize_images(images))
-    codes = torch.cat(codes)
-    for image, caption in zip(args.usable, write_captions(model, processor, codes=codes, **word_options(args))):
-        print(f"{image}: {caption}")
+    for start in range(0, len(args.usable), IMAGES_PER_BATCH):  # this bounds the memory for any number of pictures
+        paths = args.usable[start : start + IMAGES_PER_BATCH]
+        images = [load_image(Path(path)) for path in paths]
+        for path, caption in zip(paths, write_captions(model, processor, images=images, **word_options(args))):
+            print(f"{path}: {caption}", flush=True)
     return 0 if len(args.usable) == len(args.images) else 2
