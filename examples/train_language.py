@@ -8,9 +8,9 @@ Stage 1 learns image to text, stage 2 learns image to text and text to image tog
     python examples/train_language.py --recipe examples/recipes/language_stage2/tiny.yaml \
         --model runs/language1/adapter --image-tokenizer runs/seed --data runs/codes.parquet --output runs/language2
 
-The output folder is a SEED repository with LoRA merged into the model; `adapter/` in it holds only what was trained. Run
-the script again with the same arguments to resume. `accelerate launch examples/train_language.py ...` starts several
-processes.
+The output folder is a SEED repository with LoRA merged into the model; `adapter/` in it holds only what was trained.
+Run the script again with the same arguments to resume. `accelerate launch examples/train_language.py ...` starts
+several processes.
 """
 
 import torch
