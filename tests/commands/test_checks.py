@@ -48,11 +48,11 @@ MISSING_FILES = [
 OTHER_MISTAKES = [
     (["demo", "broken.png"], "broken.png: not an image"),
     (["demo", "--output", "sheet.qqq"], "no image format has the suffix '.qqq'"),
-    (["tokenize", "mine.png", "--output", "folder"], "folder: a folder; name a file to write"),
+    (["tokenize", "mine.png", "--output", "folder"], "folder: this is a folder; name a file to write"),
     (["tokenize", "mine.png", "--output", "mine.png/x.parquet"], "mine.png: not a folder"),
     (["detokenize", "codes.parquet", "--output", "mine.png"], "mine.png: not a folder"),
     (["reconstruct", "mine.png", "--output", "x.png", "--decoder", "no/such/folder"], "'no/such/folder' is no folder"),
-    (["reconstruct", "mine.png", "--output", "folder"], "folder: a folder; name a file to write"),
+    (["reconstruct", "mine.png", "--output", "folder"], "folder: this is a folder; name a file to write"),
     (["reconstruct", "mine.png", "--output", "x"], "no image format has the suffix ''"),
     (["caption", "mine.png", "--model", "./none"], "'./none' is no folder here, and no id of a repository"),
     (["ask", "mine.png", " "], "The question is ' '; expected words"),
