@@ -11,15 +11,20 @@ from .options import add_max_new_tokens_option, add_model_options, chosen_model
 
 def add_parser(verbs) -> None:
     """Add the verb to the command line."""
-    parser = verbs.add_parser("caption", help="write a caption for each picture")
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser = verbs.add_parser(
+        "caption",
+        help="write a caption for each picture",
+        description="Prints each picture's path and the caption that the language model writes for it. Pictures that "
+        "cannot be opened are named on stderr; the others are captioned, and the exit code is 2.",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="the pictures")
     add_max_new_tokens_option(parser)
     add_model_options(parser)
     parser.set_defaults(check=check, run=run)
 
 
 def check(args: argparse.Namespace) -> None:
-    """Name every picture that cannot be opened, so that all can be put right at once; `run` captions the others."""
+    """Report every picture that cannot be opened, so that all can be replaced at once; `run` captions the others."""
     check_model(args.model)
     args.usable, errors = [], []
     for path in args.images:
