@@ -190,7 +190,7 @@ def test_caption_and_ask(language_repository, image, tmp_path, monkeypatch, caps
     assert run("caption", image, image, "--model", language_repository) == 0
     caption = write(model, processor, processor.caption_prompts(images=[picture]), 32)
     assert " ".join(capsys.readouterr().out.split()) == " ".join(f"{image}: {caption} {image}: {caption}".split())
-    # Of many pictures, a few at a time, in order.
+    # Many pictures are captioned in order, a few at a time.
     monkeypatch.setattr("seed.generation_seed.IMAGES_PER_BATCH", 2)
     paths, batches = [tmp_path / f"{number}.png" for number in range(3)], []
     for path, made in zip(paths, pictures(3, seed=6)):
@@ -201,7 +201,14 @@ def test_caption_and_ask(language_repository, image, tmp_path, monkeypatch, caps
         "caption_prompts",
         lambda self, images=None, codes=None: batches.append(len(codes)) or prompts(self, images, codes),
     )
+    tokenised, tokenize_images = [], SeedProcessor.tokenize_images
+    monkeypatch.setattr(
+        SeedProcessor,
+        "tokenize_images",
+        lambda self, images: tokenised.append(len(images)) or tokenize_images(self, images),
+    )
     assert run("caption", *paths, "--model", language_repository) == 0
+    assert tokenised == [2, 1]
     alone = [write(model, processor, prompts(processor, images=[one]), 32) for one in pictures(3, seed=6)]
     expected = "".join(f"{path}: {text}\n" for path, text in zip(paths, alone))
     assert capsys.readouterr().out.split() == expected.split() and batches == [2, 1] and len(set(alone)) > 1
