@@ -65,7 +65,7 @@ def measure_memory(arguments: argparse.Namespace, which: str) -> int:
 
 
 def closer_in_float64(quantizer, vectors, ours: torch.Tensor, theirs: torch.Tensor) -> dict[str, int]:
-    """Of the vectors for which the two disagree, how often each found the code that is nearer in float64."""
+    """Count, among the vectors for which the two disagree, how often each found the code that is nearer in float64."""
     rows = (ours != theirs).nonzero()[:, 0]
     codebook = quantizer.codebook.weight.detach().double()
     chosen = vectors[rows].double()

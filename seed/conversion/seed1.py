@@ -163,12 +163,12 @@ class Seed1Checkpoint:
 
     @property
     def has_reconstruction_decoder(self) -> bool:
-        """Whether the reconstruction decoder is there; checkpoints that the released inference code saved have none."""
+        """True if the reconstruction decoder is there; checkpoints that the released inference code saved have none."""
         return any(re.match(r"pos_embed$|blocks\.", name) for name in self.tensors)
 
     @property
     def has_text_branch(self) -> bool:
-        """Whether some tensor of the text branch is there."""
+        """True if some tensor of the text branch is there."""
         return any(re.fullmatch(TEXT, name) for name in self.tensors)
 
     def shape(self, name: str, rank: int) -> tuple[int, ...]:

@@ -71,12 +71,12 @@ class EvaluatedTokenizer:
 
     @property
     def causal(self) -> bool:
-        """Whether the Q-Former is causal."""
+        """True if the Q-Former is causal."""
         return self.model.config.qformer_config.causal
 
     @property
     def has_codes(self) -> bool:
-        """Whether the model has a codebook."""
+        """True if the model has a codebook."""
         return self.model.config.use_code_branch
 
     def describe(self) -> dict:

@@ -112,7 +112,7 @@ def _letters(text: str) -> str:
 
 
 def _is_phrase(name: str) -> bool:
-    """Whether a name reads as words: no "clock1130", "u7533" or "couple mw"."""
+    """Return whether a name reads as words, unlike "clock1130", "u7533" or "couple mw"."""
     return not re.search(r"[a-z]\d|\d[a-z]{3}| [bgmw]{2,4}$", name)
 
 
