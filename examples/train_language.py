@@ -1,6 +1,6 @@
-"""The language model: LoRA on a frozen OPT or Llama, the visual tokens trained whole (paper, section 3.3).
+"""Train the language model: LoRA on a frozen OPT or Llama, and all of the visual tokens (paper, section 3.3).
 
-Stage 1 learns image to text, stage 2 image to text and text to image together. Codes are made beforehand:
+Stage 1 learns image to text. Stage 2 learns image to text and text to image together. Make the codes first:
 
     seed tokenize emoji64/train.parquet --model runs/seed --output runs/codes.parquet
     python examples/train_language.py --recipe examples/recipes/language_stage1/tiny.yaml --model runs/text_model \
@@ -8,8 +8,8 @@ Stage 1 learns image to text, stage 2 image to text and text to image together. 
     python examples/train_language.py --recipe examples/recipes/language_stage2/tiny.yaml \
         --model runs/language1/adapter --image-tokenizer runs/seed --data runs/codes.parquet --output runs/language2
 
-The output folder is a SEED repository with LoRA merged; `adapter/` in it holds what was trained alone. Run it again
-with the same arguments to resume. Several processes: `accelerate launch examples/train_language.py ...`.
+The output folder is a SEED repository with LoRA merged; its folder `adapter/` holds only the weights that were trained.
+Run the same command again to resume. `accelerate launch examples/train_language.py ...` uses several processes.
 """
 
 import torch
@@ -28,7 +28,9 @@ def main() -> None:
     add_run_options(parser)
     parser.add_argument("--model", required=True, help="text model, SEED language model, or folder of an adapter")
     parser.add_argument("--image-tokenizer", required=True, help="SEED repository or image tokenizer")
-    parser.add_argument("--data", required=True, action="append", help="Parquet file of codes; may be repeated")
+    parser.add_argument(
+        "--data", required=True, action="append", help="Parquet file of codes or texts; may be repeated"
+    )
     arguments = parser.parse_args()
 
     recipe = load_language_recipe(arguments.recipe)
