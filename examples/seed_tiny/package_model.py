@@ -64,7 +64,7 @@ def main() -> None:
         vae=decoder.vae,
         scheduler=decoder.scheduler,
         image_processor=SeedImageProcessorPil.from_pretrained(arguments.image_tokenizer),
-        # Codes need neither to be drawn; with them, the stock StableDiffusionPipeline draws from captions.
+        # Drawing from codes needs neither; with them, the stock StableDiffusionPipeline draws from captions.
         text_encoder=decoder.text_encoder,
         tokenizer=decoder.tokenizer,
         guidance_scale=arguments.guidance_scale,

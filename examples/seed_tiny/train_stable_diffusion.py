@@ -196,9 +196,7 @@ def train_text(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
         return terms
 
     def on_save(step: int) -> None:
-        fresh = CLIPTokenizer.from_pretrained(
-            output / "text_tokenizer"
-        )  # a used one would save its last padding
+        fresh = CLIPTokenizer.from_pretrained(output / "text_tokenizer")  # a used one would save its last padding
         save_atomically(fresh.save_pretrained, output / "tokenizer")
         save_atomically(half(model.encoder).save_pretrained, output / "text_encoder")
 
