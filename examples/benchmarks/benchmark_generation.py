@@ -84,7 +84,7 @@ def generators(models, batch_size: int, arguments: argparse.Namespace) -> dict:
 
 
 def memory_limit(model: SeedOPTForCausalLM) -> int:
-    """Return the bytes of weights that a step in image mode must read: all layers and the visual head, not the words."""
+    """Return the bytes of weights that a step in image mode must read: all layers and the visual head, no words."""
     tables = model.get_input_embeddings().weight.nbytes
     return sum(parameter.nbytes for parameter in model.parameters()) - tables
 
