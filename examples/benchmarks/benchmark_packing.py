@@ -58,7 +58,7 @@ def document_lengths(count: int, longest: int, rng: random.Random) -> list[int]:
 
 
 def make_examples(lengths: list[int], vocab_size: int, rng: random.Random) -> list[dict]:
-    """Return examples: up to 100 tokens are a caption, with a loss on its last 13; more are a document, with it on all."""
+    """Return examples: up to 100 tokens are a caption, with a loss on its last 13; more are a document."""
     examples = []
     for length in lengths:
         ids = [rng.randrange(3, vocab_size) for _ in range(length)]
