@@ -26,8 +26,12 @@ from seed.training.runs import process_state
 def main() -> None:
     parser = make_parser(__doc__)
     add_run_options(parser)
-    parser.add_argument("--model", required=True, help="text model, SEED language model, or folder of an adapter")
-    parser.add_argument("--image-tokenizer", required=True, help="SEED repository or image tokenizer")
+    parser.add_argument(
+        "--model", required=True, help="folder or Hub id of a text model, a SEED language model or an adapter"
+    )
+    parser.add_argument(
+        "--image-tokenizer", required=True, help="folder or Hub id of a SEED repository or an image tokenizer"
+    )
     parser.add_argument(
         "--data", required=True, action="append", help="Parquet file of codes or texts; may be repeated"
     )

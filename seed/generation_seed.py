@@ -534,6 +534,7 @@ __all__ = [
     "CACHE_NAME",
     "FROM_ALL_TOKENS",
     "GENERATION_MODES",
+    "IMAGES_PER_BATCH",
     "WORD_SEARCH",
     "SeedGenerationMixin",
     "SeedImageTokensLogitsProcessor",

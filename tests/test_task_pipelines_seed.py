@@ -243,7 +243,7 @@ def test_parts_that_were_not_made_for_each_other(whole, seed_repository):
     retrained.config.image_tokenizer_hash = "0" * 64
     with pytest.raises(ValueError, match="trained with the image tokenizer 000000000000"):
         SeedTextToImagePipeline(model=retrained, processor=parts["processor"])
-    with pytest.raises(ValueError, match="has no language model: its config.json has the type None"):
+    with pytest.raises(ValueError, match="has no language model: its config.json is of type None"):
         SeedPipeline.from_pretrained(seed_repository, language_model=True)
 
 

@@ -10,9 +10,13 @@ from .options import add_max_new_tokens_option, add_model_options, chosen_model
 
 def add_parser(verbs) -> None:
     """Add the verb to the command line."""
-    parser = verbs.add_parser("ask", help="answer a question about a picture in a few words")
-    parser.add_argument("image", metavar="IMAGE")
-    parser.add_argument("question", metavar="QUESTION")
+    parser = verbs.add_parser(
+        "ask",
+        help="answer a question about a picture in a few words",
+        description="Prints the language model's answer to a question about a picture.",
+    )
+    parser.add_argument("image", metavar="IMAGE", help="the picture")
+    parser.add_argument("question", metavar="QUESTION", help="the question, in quotation marks")
     add_max_new_tokens_option(parser)
     add_model_options(parser)
     parser.set_defaults(check=check, run=run)

@@ -11,15 +11,20 @@ from .options import add_max_new_tokens_option, add_model_options, chosen_model
 
 def add_parser(verbs) -> None:
     """Add the verb to the command line."""
-    parser = verbs.add_parser("caption", help="write a caption for each picture")
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser = verbs.add_parser(
+        "caption",
+        help="write a caption for each picture",
+        description="Prints each picture's path and the caption that the language model writes for it. Pictures that "
+        "cannot be opened are named on stderr; the others are captioned, and the exit code is 2.",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="the pictures")
     add_max_new_tokens_option(parser)
     add_model_options(parser)
     parser.set_defaults(check=check, run=run)
 
 
 def check(args: argparse.Namespace) -> None:
-    """Name every picture that cannot be opened, so that all can be put right at once; `run` captions the others."""
+    """Report every picture that cannot be opened, so that all can be replaced at once; `run` captions the others."""
     check_model(args.model)
     args.usable, errors = [], []
     for path in args.images:
@@ -36,13 +41,13 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
-
     from ..data.images import load_image
-    from ..generation_seed import write_captions
+    from ..generation_seed import IMAGES_PER_BATCH, write_captions
 
     model, processor = load_language_pair(chosen_model(args), chosen_device(args), chosen_dtype(args))
-    codes = torch.cat([processor.tokenize_images([load_image(Path(path))]) for path in args.usable])
-    for image, caption in zip(args.usable, write_captions(model, processor, codes=codes, **word_options(args))):
-        print(f"{image}: {caption}")
+    for start in range(0, len(args.usable), IMAGES_PER_BATCH):  # this bounds the memory for any number of pictures
+        paths = args.usable[start : start + IMAGES_PER_BATCH]
+        images = [load_image(Path(path)) for path in paths]
+        for path, caption in zip(paths, write_captions(model, processor, images=images, **word_options(args))):
+            print(f"{path}: {caption}", flush=True)
     return 0 if len(args.usable) == len(args.images) else 2

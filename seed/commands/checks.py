@@ -1,4 +1,4 @@
-"""Checks of what the user gives, made before any verb imports torch; each raises an error that says what is wrong."""
+"""Checks of what the user gives. They run before torch is imported, and raise errors that say what is wrong."""
 
 import glob
 import os
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-# As huggingface_hub's `validate_repo_id` has it: a name, or an owner and a name.
+# A name, or an owner and a name, by the rules of huggingface_hub's `validate_repo_id`.
 _HUB_ID = re.compile(r"(\b[\w\-.]+\b/)?\b[\w\-.]{1,96}\b")
 _DATASET_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -25,13 +25,13 @@ def check_file(path: str) -> None:
 
 
 def check_image_root(folder: str | None) -> None:
-    """Raise FileNotFoundError if `--image-root` was given and is no folder."""
+    """Raise FileNotFoundError if `--image-root` is given and is not a folder."""
     if folder is not None and not os.path.isdir(folder):
-        raise FileNotFoundError(f"{folder}: image_root is no folder.")
+        raise FileNotFoundError(f"{folder}: --image-root is not a folder.")
 
 
 def check_model(*names: str | None) -> None:
-    """Raise FileNotFoundError if a name is neither a folder nor a possible Hub id. None stands for a default."""
+    """Raise FileNotFoundError if a name is neither a folder nor a possible Hub id; None means the default."""
     for name in names:
         if name is None or os.path.isdir(name):
             continue
@@ -44,15 +44,15 @@ def check_data(source: str | None, format: str | None = None) -> None:
     if source is None or format == "hub" or os.path.exists(source) or glob.glob(source):
         return
     if not _DATASET_ID.fullmatch(source) or os.path.exists(os.path.dirname(source)):
-        raise FileNotFoundError(f"{source}: no such file or folder, and no data set's id (owner/name) either.")
+        raise FileNotFoundError(f"{source}: no such file or folder, nor is this the id of a data set (owner/name).")
 
 
 def check_picture(path: str) -> None:
-    """Raise FileNotFoundError if there is no such file, InvalidImageError (a ValueError) if it is no usable picture."""
+    """Raise FileNotFoundError if there is no such file, InvalidImageError (a ValueError) if it cannot be opened."""
     check_exists(path)
-    from ..data.images import load_image
+    from ..data.images import check_image
 
-    load_image(Path(path))
+    check_image(Path(path))
 
 
 def check_words(name: str, text: str) -> None:
@@ -63,30 +63,30 @@ def check_words(name: str, text: str) -> None:
 
 def check_output_folder(path: str | Path) -> None:
     """
-    Check that a folder can be made, or be written to if it is there.
+    Check that a folder can be made or, if it exists, be written to.
 
     Raises:
-        NotADirectoryError: the path, or a part of it, is a file.
-        PermissionError: the user may not write there.
+        NotADirectoryError: the path, or a folder above it, is a file.
+        PermissionError: the user may not write to it.
     """
     path = Path(os.path.abspath(path))
     existing = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
     if not existing.is_dir():
-        raise NotADirectoryError(f"{existing}: no folder, so nothing can be written to it.")
+        raise NotADirectoryError(f"{existing}: not a folder, so nothing can be written to it.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise PermissionError(f"{existing}: you may not write to this folder.")
 
 
 def check_output_file(path: str | Path) -> None:
     """
-    Check that a file can be written; folders that are missing will be made.
+    Check that a file can be written; its verb makes missing folders.
 
     Raises:
         IsADirectoryError: the path is a folder.
-        NotADirectoryError, PermissionError: its folder cannot be written to, see [`check_output_folder`].
+        NotADirectoryError, PermissionError: its folder cannot be written to (see [`check_output_folder`]).
     """
     if os.path.isdir(path):
-        raise IsADirectoryError(f"{path}: a folder; name a file to write.")
+        raise IsADirectoryError(f"{path}: this is a folder; name a file to write.")
     check_output_folder(Path(path).parent)
 
 
@@ -96,10 +96,10 @@ def check_output_picture(path: str | Path) -> None:
 
     Raises:
         FileNotFoundError, ValueError: its folder does not exist, or no image format has its suffix.
-        IsADirectoryError, PermissionError: see [`check_output_file`].
+        IsADirectoryError, NotADirectoryError, PermissionError: see [`check_output_file`].
     """
     check_output_file(path)
-    if not Path(path).parent.is_dir():  # named here as well, because this needs no Pillow
+    if not Path(path).parent.is_dir():  # check_image_path says the same, but importing it takes four times as long
         raise FileNotFoundError(f"{Path(path).parent}: no such folder to write {Path(path).name} to.")
     from ..data.images import check_image_path
 
@@ -124,10 +124,10 @@ def check_checkpoints(files: Iterable[tuple[str, str | None]]) -> None:
     Check that the files of a released checkpoint exist.
 
     Args:
-        files: what each is, and its path; a path of None is left out.
+        files: what each file is, and its path; None means that the user gave no such file.
 
     Raises:
-        FileNotFoundError: one is missing.
+        FileNotFoundError: a file is missing.
     """
     for what, path in files:
         if path is not None and not os.path.isfile(path):

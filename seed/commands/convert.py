@@ -4,7 +4,7 @@ import argparse
 import os
 
 from .checks import check_checkpoints, check_model, check_new_folder
-from .options import DTYPES, positive
+from .options import COUNT, DTYPES, positive
 
 
 def add_parser(verbs) -> None:
@@ -21,21 +21,36 @@ def _add_seed1(formats) -> None:
         help="convert the released SEED-1 image tokenizer",
         description="Converts the released SEED-1 files into a folder that SeedModel.from_pretrained loads.",
     )
-    parser.add_argument("--vit", help="eva_vit_g.pth; not needed if another file holds visual_encoder.*")
-    parser.add_argument("--causal-qformer", required=True, help="causal_qformer.pth")
-    parser.add_argument("--seed-tokenizer", required=True, help="seed_tokenizer.pth")
+    parser.add_argument(
+        "--vit", metavar="FILE", help="eva_vit_g.pth; not needed if another file holds visual_encoder.*"
+    )
+    parser.add_argument("--causal-qformer", metavar="FILE", required=True, help="causal_qformer.pth")
+    parser.add_argument("--seed-tokenizer", metavar="FILE", required=True, help="seed_tokenizer.pth")
     _add_output(parser)
-    parser.add_argument("--vision-heads", type=positive, default=16, help="attention heads of the ViT (default: 16)")
     parser.add_argument(
-        "--qformer-heads", type=positive, default=12, help="attention heads of both Q-Formers (default: 12)"
+        "--vision-heads", type=positive, metavar=COUNT, default=16, help="attention heads of the ViT (default: 16)"
     )
     parser.add_argument(
-        "--decoder-heads", type=positive, default=12, help="attention heads of both code decoders (default: 12)"
+        "--qformer-heads",
+        type=positive,
+        metavar=COUNT,
+        default=12,
+        help="attention heads of both Q-Formers (default: 12)",
     )
-    parser.add_argument("--vision-layers", type=positive, help="ViT blocks to use (default: all, but 39 of 40)")
+    parser.add_argument(
+        "--decoder-heads",
+        type=positive,
+        metavar=COUNT,
+        default=12,
+        help="attention heads of both code decoders (default: 12)",
+    )
+    parser.add_argument(
+        "--vision-layers", type=positive, metavar=COUNT, help="ViT blocks to use (default: all; 39 if there are 40)"
+    )
     parser.add_argument(
         "--text-tokenizer",
-        help="folder or Hub id of bert-base-uncased, to be saved with the model; only retrieval needs it",
+        metavar="MODEL",
+        help="folder or Hub id of bert-base-uncased, which is saved with the model; only retrieval needs it",
     )
     parser.set_defaults(check=check_seed1, run=run_seed1)
 
@@ -52,11 +67,14 @@ def _add_blip2(formats) -> None:
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", required=True, help="folder to make")
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to make")
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="the type of the written weights (default: %(default)s)"
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="the type of the weights in the new folder (default: %(default)s)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a SEED model in the output folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace the SEED model in the output folder")
 
 
 def check_seed1(args: argparse.Namespace) -> None:
@@ -90,14 +108,16 @@ def run_seed1(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
     )
     print(
-        f"Wrote {args.output}: {config.num_codes} codes of {config.codebook_size}, text branch: "
-        f"{'yes' if config.use_text_branch else 'no'}."
+        f"Wrote {args.output}: {config.num_codes} codes of {config.codebook_size}, "
+        f"{'with' if config.use_text_branch else 'without'} a text branch."
     )
 
 
 def check_blip2(args: argparse.Namespace) -> None:
     if os.path.isfile(args.model):
-        raise NotADirectoryError(f"{args.model}: a file; name the folder of a Blip2ForImageTextRetrieval, or a Hub id.")
+        raise NotADirectoryError(
+            f"{args.model}: this is a file; name the folder or Hub id of a Blip2ForImageTextRetrieval."
+        )
     check_model(args.model)
     check_new_folder(args.output, args.overwrite)
 
@@ -109,6 +129,6 @@ def run_blip2(args: argparse.Namespace) -> None:
 
     config = convert_blip2(args.model, args.output, dtype=getattr(torch, args.dtype), overwrite=args.overwrite)
     print(
-        f"Wrote {args.output}: a bidirectional Q-Former of {config.num_codes} queries, "
+        f"Wrote {args.output}: a bidirectional Q-Former with {config.num_codes} queries and "
         f"{config.vision_config.num_hidden_layers} ViT blocks."
     )

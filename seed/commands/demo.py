@@ -5,7 +5,7 @@ import time
 
 from .checks import check_exists, check_model, check_output_picture
 from .loading import chosen_device, chosen_dtype
-from .options import add_model_options, chosen_model, noise_seed
+from .options import add_model_options, add_seed_option, chosen_model
 
 
 def add_parser(verbs) -> None:
@@ -17,11 +17,11 @@ def add_parser(verbs) -> None:
         "and draws each from its first 1, 2, 4, ... and all codes on one contact sheet. The language model, if there "
         "is one, captions them, answers a question about each, and draws some words.",
     )
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="your pictures")
-    parser.add_argument("--output", default="seed_demo.png", help="the contact sheet (default: %(default)s)")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="your pictures, or folders of them")
     parser.add_argument(
-        "--seed", type=noise_seed, default=0, help="seed of the noise that drawings start from (default: 0)"
+        "--output", metavar="FILE", default="seed_demo.png", help="the contact sheet (default: %(default)s)"
     )
+    add_seed_option(parser, "seed of the noise that drawings start from")
     add_model_options(parser, batch_size=48)
     parser.set_defaults(check=check, run=run)
 
@@ -30,13 +30,13 @@ def check(args: argparse.Namespace) -> None:
     check_exists(*args.images)
     check_model(args.model)
     check_output_picture(args.output)
-    from ..data.images import list_images, load_image
+    from ..data.images import check_image, list_images
 
     args.own = list_images(args.images) if args.images else []
     for path in args.own:
-        load_image(path)
+        check_image(path)
     args.started = time.monotonic()
-    print("Importing torch, transformers and diffusers", flush=True)  # which is what happens next
+    print("Importing torch, transformers and diffusers", flush=True)  # this takes the next seconds
 
 
 def run(args: argparse.Namespace) -> None:

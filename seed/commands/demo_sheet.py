@@ -1,4 +1,4 @@
-"""What `seed demo` shows: a picture, its words, what ever more of its codes draw; and drawings from words."""
+"""The contents of `seed demo`: pictures, their words, drawings from more and more codes, and drawings from words."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from .draw import draw_prompts
 from .loading import load_language_pair
 
 NEAREST = 3
-QUESTION = "which kind of thing is it?"  # seed-tiny was trained on it; any other model may be asked it too
+QUESTION = "which kind of thing is it?"  # seed-tiny was trained on it; other models can also answer it
 PROMPTS = ("red apple", "blue book", "cat face", "house", "sun", "fish", "bus")  # as many as a row of the sheet holds
 CELL, MARGIN, LINE = 128, 8, 18
 
@@ -31,12 +31,12 @@ class DemoRow:
     One picture of the demo.
 
     Args:
-        name: of the picture.
-        image: the original.
-        codes: `(num_codes,)`.
-        captions: the nearest ones and their cosine, best first; empty if the model has no text branch or no captions.
-        drawings: one per prefix length.
-        caption, answer: the language model's, to the paper's prompt and to QUESTION; None without a language model.
+        name: the name of the picture.
+        image: the original picture.
+        codes: its codes, `(num_codes,)`.
+        captions: the nearest captions and their cosines, best first; empty if the image tokenizer has no captions.
+        drawings: one drawing per prefix length.
+        caption, answer: what the language model writes for the paper's prompt and for QUESTION; None without one.
     """
 
     name: str
@@ -49,7 +49,7 @@ class DemoRow:
 
 
 def prefix_lengths(num_codes: int) -> list[int]:
-    """Return 1, 2, 4, ... and the number of all codes."""
+    """Return the numbers of codes that are drawn: 1, 2, 4, ... and all."""
     powers = [2**power for power in range(num_codes.bit_length())]
     return [length for length in powers if length < num_codes] + [num_codes]
 
@@ -65,24 +65,25 @@ def run_demo(
     progress: bool = False,
 ) -> tuple[list[DemoRow], list[Image.Image]]:
     """
-    Tokenise pictures, find their nearest captions, and draw them from ever more of their codes. A language model, if
-    the repository has one, captions them, answers a question about each, and draws PROMPTS.
+    Tokenise pictures, find their nearest captions, and draw them from more and more of their codes.
+
+    If the repository has a language model, it captions them, answers a question about each, and draws PROMPTS.
 
     Args:
         model: folder or Hub id of a SEED repository.
         paths: the pictures.
-        seed: picture i is drawn from one noise, of seed `seed + i`, for every prefix, so that only the codes differ.
+        seed: picture i is drawn from noise of seed `seed + i` for every prefix, so that only the codes differ.
         batch_size: how many pictures are drawn at a time.
-        log: is told what is being done, a line at a time.
+        log: a function that is called with one line of text before each step.
         progress: show a bar of the diffusion steps for every batch.
 
     Returns:
-        A row per picture, and the drawings of PROMPTS (none without a language model).
+        One row per picture, and the drawings of PROMPTS (none without a language model).
     """
     log(f"Loading {model}")
     captions = _captions_of(model)
     text_tokenizer = None
-    if captions:  # the text branch is needed
+    if captions:  # finding the nearest captions needs the text branch
         folder = SeedRepository(model).image_tokenizer_folder()
         image_tokenizer = SeedModel.from_pretrained(folder, dtype=torch.float32).eval().to(device, dtype)
         image_processor = SeedImageProcessorPil.from_pretrained(folder)
@@ -98,7 +99,7 @@ def run_demo(
 
     log(f"Tokenising {len(paths)} pictures")
     images = [load_image(path) for path in paths]
-    codes = torch.cat([pipeline.tokenize_images([image]) for image in images])
+    codes = pipeline.tokenize_images(images)
     nearest = [[] for _ in images]
     if captions:
         nearest = _nearest_captions(image_tokenizer, text_tokenizer, codes, captions)
@@ -119,8 +120,10 @@ def run_demo(
 
 def contact_sheet(rows: Sequence[DemoRow], drawn_prompts: Sequence[Image.Image] = ()) -> Image.Image:
     """
-    Draw one row per picture: the original over its caption (the language model's, else the nearest), then the drawings,
-    headed by the number of codes. Below them come drawings of PROMPTS, over their words.
+    Draw one row per picture: the original and its drawings, and below them the drawings of PROMPTS.
+
+    The caption stands below the original (the language model's, else the nearest). The number of codes stands above the
+    drawings.
     """
     lengths = prefix_lengths(len(rows[0].codes))
     font = ImageFont.load_default(size=13)
@@ -151,7 +154,7 @@ def contact_sheet(rows: Sequence[DemoRow], drawn_prompts: Sequence[Image.Image] 
 
 
 def _captions_of(model: str | Path) -> list[str]:
-    """Read the captions that the nearest ones are chosen from; none if the image tokenizer comes without them."""
+    """Return the image tokenizer's list of captions, without repeats, from which the nearest ones are chosen."""
     file = SeedRepository(model).image_tokenizer_folder() / CAPTIONS_FILE
     if not file.exists():
         return []
@@ -162,7 +165,7 @@ def _captions_of(model: str | Path) -> list[str]:
 def _nearest_captions(
     model: SeedModel, text_tokenizer, codes: torch.LongTensor, captions: list[str]
 ) -> list[list[tuple[str, float]]]:
-    """Choose by the dual stream's cosine, from the codes alone (through the reconstruction decoder)."""
+    """Return each picture's nearest captions by cosine, from its codes alone (through the reconstruction decoder)."""
     with torch.no_grad():
         features = model.get_image_features(codes=codes).cpu()
     texts = encode_texts(model, text_tokenizer, captions)

@@ -4,16 +4,20 @@ import argparse
 
 from .checks import check_file, check_model, check_output_folder
 from .loading import load_pipeline
-from .options import add_decoder_option, add_model_options, noise_seed
+from .options import add_decoder_option, add_model_options, add_seed_option
 
 
 def add_parser(verbs) -> None:
     """Add the verb to the command line."""
-    parser = verbs.add_parser("detokenize", help="draw every row of a Parquet file of codes")
+    parser = verbs.add_parser(
+        "detokenize",
+        help="draw every row of a Parquet file of codes",
+        description="Draws every row of a Parquet file of codes, and writes the drawings to a folder.",
+    )
     parser.add_argument("codes", metavar="FILE", help="a file that `seed tokenize` has written")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the drawings")
-    parser.add_argument("--seed", type=noise_seed, default=0, help="row r is drawn from noise of seed SEED + r")
-    parser.add_argument("--force", action="store_true", help="draw codes that another image tokenizer made")
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder for the drawings")
+    add_seed_option(parser, "row r is drawn from noise of seed N + r")
+    parser.add_argument("--force", action="store_true", help="also draw codes that another image tokenizer made")
     add_model_options(parser, batch_size=16)
     add_decoder_option(parser)
     parser.set_defaults(check=check, run=run)

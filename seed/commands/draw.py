@@ -5,26 +5,44 @@ from collections.abc import Sequence
 
 from .checks import check_model, check_output_picture, check_words
 from .loading import load_pipeline
-from .options import add_decoder_option, add_model_options, noise_seed, positive, scale
+from .options import (
+    COUNT,
+    NUMBER,
+    add_decoder_option,
+    add_diffusion_options,
+    add_model_options,
+    add_seed_option,
+    positive,
+    scale,
+)
 
 
 def add_parser(verbs) -> None:
     """Add the verb to the command line."""
-    parser = verbs.add_parser("draw", help="draw what words say")
-    parser.add_argument("prompt", metavar="PROMPT")
-    parser.add_argument("--count", type=positive, default=1, help="make so many drawings, side by side on one sheet")
-    parser.add_argument("--seed", type=noise_seed, default=0, help="drawing k starts from noise of seed SEED + k")
-    parser.add_argument("--output", required=True, metavar="FILE", help="the picture to write")
-    parser.add_argument("--guidance-scale", type=scale, help="diffusion guidance (default: the model's setting)")
+    parser = verbs.add_parser(
+        "draw",
+        help="draw what words say",
+        description="Lets the language model write codes for some words, draws them, and writes the picture to FILE.",
+    )
+    parser.add_argument("prompt", metavar="PROMPT", help="the words, in quotation marks")
     parser.add_argument(
-        "--token-guidance-scale", type=scale, help="the language model's guidance (default: the model's setting)"
+        "--count", type=positive, default=1, metavar=COUNT, help="make N drawings, side by side (default: 1)"
+    )
+    add_seed_option(parser, "drawing k starts from noise of seed N + k")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the picture to write")
+    add_diffusion_options(parser)
+    parser.add_argument(
+        "--token-guidance-scale",
+        type=scale,
+        metavar=NUMBER,
+        help="the language model's guidance; 1 turns it off (default: the model's setting)",
     )
     parser.add_argument(
         "--token-temperature",
         type=scale,
+        metavar=NUMBER,
         help="sample codes at this temperature; 0 takes the likeliest (default: the model's setting)",
     )
-    parser.add_argument("--num-inference-steps", type=positive, help="diffusion steps (default: the model's setting)")
     add_model_options(parser)
     add_decoder_option(parser)
     parser.set_defaults(check=check, run=run)
@@ -53,8 +71,8 @@ def draw_prompts(pipeline, prompts: Sequence[str], count: int = 1, seed: int = 0
 
     Args:
         pipeline: a [`SeedPipeline`] with a language model.
-        seed: drawing k of any prompt starts from noise of seed `seed + k`, so that more of them do not change the
-            first.
+        seed: drawing k of any prompt starts from noise of seed `seed + k`, so that a larger `count` leaves the first
+            drawings as they are.
         settings: further arguments of the pipeline.
 
     Returns:

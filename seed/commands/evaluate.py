@@ -6,20 +6,30 @@ from . import evaluate_language
 from .checks import check_data, check_file, check_image_root, check_model, check_output_folder
 from .loading import chosen_device, open_pictures, open_training_pictures
 from .options import (
+    COUNT,
     DEFAULT_JUDGE,
+    HelpFormatter,
+    add_batch_size_option,
     add_device_option,
     add_judged_drawing_options,
+    add_limit_option,
     add_model_option,
     add_picture_options,
+    add_seed_option,
     chosen_model,
-    noise_seed,
     positive,
 )
 
 
 def add_parser(verbs) -> None:
     """Add the verb, with all of its tasks, to the command line."""
-    parser = verbs.add_parser("evaluate", help="score an image tokenizer or a language model")
+    parser = verbs.add_parser(
+        "evaluate",
+        help="score an image tokenizer or a language model",
+        description="Prints scores, and writes them and the predictions to a folder. `seed evaluate TASK --help` "
+        "explains a task.",
+        formatter_class=HelpFormatter,
+    )
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     _add_retrieval(tasks)
     _add_reconstruction(tasks)
@@ -34,14 +44,20 @@ def _add_retrieval(tasks) -> None:
         description="Prints recalls both ways and writes retrieval.json and the predictions to --output.",
     )
     _add_common(parser, batch_size=64)
-    parser.add_argument("--bidirectional", metavar="MODEL", help="a bidirectional Q-Former, for the first row")
+    parser.add_argument(
+        "--bidirectional", metavar="MODEL", help="also score this bidirectional Q-Former, in the first row"
+    )
     parser.add_argument(
         "--texts",
         choices=["name", "captions"],
         default="name",
-        help="what pictures are matched with: their name (the column, else the first caption), or every caption",
+        help="match pictures with their name (column `name`, else the first caption) or all captions (default: name)",
     )
-    parser.add_argument("--train-data", metavar="PATH_OR_ID", help="adds the floors: the nearest training picture")
+    parser.add_argument(
+        "--train-data",
+        metavar="PATH_OR_ID",
+        help="training data; the nearest training picture is a floor of the scores",
+    )
     parser.add_argument("--train-split", metavar="SPLIT", help="the split of --train-data")
     parser.set_defaults(check=check_retrieval, run=run_retrieval)
 
@@ -54,33 +70,42 @@ def _add_reconstruction(tasks) -> None:
     )
     _add_common(parser, batch_size=16)
     add_judged_drawing_options(parser)
-    parser.add_argument("--limit", type=positive, help="draw so many pictures, chosen at random (default: all)")
+    add_limit_option(parser, "draw N pictures")
     parser.add_argument(
-        "--prefix-lengths", type=_integers, default=(), metavar="1,2,4", help="also draw from the first k codes"
+        "--prefix-lengths",
+        type=_integers,
+        default=(),
+        metavar="1,2,4",
+        help="also draw from the first K codes, for every K in this list",
     )
-    parser.add_argument(
-        "--seed", type=noise_seed, default=0, help="seed of the noise and of the choice that --limit makes"
-    )
+    add_seed_option(parser, "seed of the noise and of the choice that --limit makes")
     parser.set_defaults(check=check_reconstruction, run=run_reconstruction)
 
 
 def _add_text(tasks) -> None:
     parser = tasks.add_parser(
         "text",
-        help="perplexity of a language model on text, beside that of the text model it was made from",
+        help="perplexity of a language model on text, beside that of the text model from which it was made",
         description="Prints perplexities and writes text.json and text_predictions.parquet to --output.",
     )
     add_model_option(parser, "any causal language model")
-    parser.add_argument("--base", metavar="MODEL", help="score this one too: the text model before training")
-    parser.add_argument("--data", required=True, metavar="FILE", help=".parquet, .jsonl, or a text file by lines")
-    parser.add_argument("--column", default="text", help="the column of --data that holds the text, in a table")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for metrics and predictions")
-    parser.add_argument("--context", type=positive, help="tokens of a window (default: the model's positions)")
-    parser.add_argument("--limit", type=positive, help="score so many documents, chosen at random (default: all)")
-    parser.add_argument("--seed", type=noise_seed, default=0, help="seed of the choice that --limit makes")
+    parser.add_argument("--base", metavar="MODEL", help="also score this model: the text model before training")
     parser.add_argument(
-        "--batch-size", type=positive, default=16, help="how many are computed at a time (default: %(default)s)"
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="a .parquet or .jsonl file, or a text file with one document per line",
     )
+    parser.add_argument(
+        "--column", default="text", help="the column that holds the text, if --data is a table (default: text)"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder for scores and predictions")
+    parser.add_argument(
+        "--context", type=positive, metavar=COUNT, help="tokens per window (default: all that the model can read)"
+    )
+    add_limit_option(parser, "score N documents")
+    add_seed_option(parser, "seed of the choice that --limit makes")
+    add_batch_size_option(parser, 16)
     add_device_option(parser)
     parser.set_defaults(check=check_text, run=run_text)
 
@@ -90,10 +115,8 @@ def _add_common(parser: argparse.ArgumentParser, batch_size: int) -> None:
     parser.add_argument("--data", required=True, metavar="PATH_OR_ID", help="pictures and captions, see seed.data")
     parser.add_argument("--split", help="the split of --data")
     add_picture_options(parser)
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for metrics and predictions")
-    parser.add_argument(
-        "--batch-size", type=positive, default=batch_size, help="how many are computed at a time (default: %(default)s)"
-    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder for scores and predictions")
+    add_batch_size_option(parser, batch_size)
     add_device_option(parser)
 
 
@@ -101,7 +124,7 @@ def _integers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers like 1,2,4") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers like 1,2,4") from error
 
 
 def _check_common(args: argparse.Namespace) -> None:

@@ -5,15 +5,19 @@ import argparse
 from .checks import check_data, check_exists, check_image_root, check_model, check_output_folder
 from .loading import chosen_device, open_pictures, open_training_pictures
 from .options import (
+    COUNT,
     DEFAULT_JUDGE,
+    NUMBER,
+    add_batch_size_option,
     add_device_option,
     add_image_root_option,
     add_judged_drawing_options,
+    add_limit_option,
     add_max_new_tokens_option,
     add_model_option,
     add_picture_options,
+    add_seed_option,
     chosen_model,
-    noise_seed,
     positive,
     scale,
 )
@@ -37,7 +41,10 @@ def _add_caption(tasks) -> None:
     add_picture_options(parser)
     _add_decoding(parser)
     parser.add_argument(
-        "--references", choices=["captions", "names"], default="captions", help="what COCO's metrics compare with"
+        "--references",
+        choices=["captions", "names"],
+        default="captions",
+        help="what COCO's metrics compare with (default: %(default)s)",
     )
     parser.set_defaults(check=check_pictures, run=run_caption)
 
@@ -67,22 +74,35 @@ def _add_draw(tasks) -> None:
         "--also-real", nargs="*", default=[], metavar="SPLIT", help="splits of --data that hold more real pictures"
     )
     add_judged_drawing_options(parser)
-    parser.add_argument("--judge-cache", metavar="DIR", help="keep the judge's features of real pictures there")
     parser.add_argument(
-        "--token-guidance-scale", type=scale, help="guidance on tokens; 1 turns it off (default: the model's setting)"
+        "--judge-cache", metavar="DIR", help="the folder that keeps the judge's features of real pictures"
+    )
+    parser.add_argument(
+        "--token-guidance-scale",
+        type=scale,
+        metavar=NUMBER,
+        help="the language model's guidance; 1 turns it off (default: the model's setting)",
     )
     parser.add_argument(
         "--temperature",
         type=scale,
+        metavar=NUMBER,
         help="sample codes at this temperature; 0 takes the likeliest (default: the model's setting)",
     )
-    parser.add_argument("--top-p", type=float, help="sample codes from the likeliest only (needs a temperature)")
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        metavar=NUMBER,
+        help="sample codes from the likeliest ones that make up this probability (needs a temperature)",
+    )
     parser.set_defaults(check=check_draw, run=run_draw)
 
 
 def _add_decoding(parser: argparse.ArgumentParser) -> None:
     add_max_new_tokens_option(parser)
-    parser.add_argument("--num-beams", type=positive, help="beams; 1 is greedy search (default: the model's setting)")
+    parser.add_argument(
+        "--num-beams", type=positive, metavar=COUNT, help="beams; 1 is greedy search (default: the model's setting)"
+    )
     parser.add_argument(
         "--length-penalty",
         type=float,
@@ -97,14 +117,10 @@ def _add_common(parser: argparse.ArgumentParser, data: str, batch_size: int) -> 
     parser.add_argument("--split", help="the split of --data")
     parser.add_argument("--train-data", metavar="PATH_OR_ID", help="the training data, for baselines and oracles")
     parser.add_argument("--train-split", metavar="SPLIT", help="the split of --train-data")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for metrics and predictions")
-    parser.add_argument("--limit", type=positive, help="take so many, chosen at random (default: all)")
-    parser.add_argument(
-        "--seed", type=noise_seed, default=0, help="seed of the choice that --limit makes, of controls and of all noise"
-    )
-    parser.add_argument(
-        "--batch-size", type=positive, default=batch_size, help="how many are computed at a time (default: %(default)s)"
-    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder for scores and predictions")
+    add_limit_option(parser, "score N pictures or questions")
+    add_seed_option(parser, "seed of the choice that --limit makes, of controls and of all noise")
+    add_batch_size_option(parser, batch_size)
     add_device_option(parser)
 
 

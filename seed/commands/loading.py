@@ -1,4 +1,4 @@
-"""Load what the options name: device, dtype, pipeline, language model, pictures to evaluate on."""
+"""Loading what the options name: device, dtype, pipeline, language model, pictures to evaluate on."""
 
 import argparse
 
@@ -7,10 +7,10 @@ from .options import chosen_model
 
 def chosen_device(args: argparse.Namespace):
     """
-    Return the torch device that `--device` names; the GPU, if there is one, where it names none.
+    Return the torch device that `--device` names; by default the GPU, if there is one, else the CPU.
 
     Raises:
-        ValueError: there is no such device, or no GPU here.
+        ValueError: this machine has no such device.
     """
     import torch
 
@@ -56,8 +56,8 @@ def load_language_pair(name: str, device="cpu", dtype=None):
     Load the language model of a SEED repository and its processor, which tokenises pictures on the same device.
 
     Args:
-        name: folder or Hub id.
-        dtype: of the language model; the one it is stored in if None.
+        name: the folder or Hub id of the repository.
+        dtype: the type of the language model's numbers; None takes the type in which they are stored.
 
     Raises:
         ValueError: the repository has no language model, or its processor is made for another one.
@@ -72,19 +72,19 @@ def load_language_pair(name: str, device="cpu", dtype=None):
 
 
 def word_options(args: argparse.Namespace) -> dict:
-    """Return what `--max-new-tokens` asks for, as an argument of `write_captions` and `write_answers`."""
+    """Return `--max-new-tokens`, if it is given, as an argument of `write_captions` and `write_answers`."""
     return {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens}
 
 
 def open_pictures(args: argparse.Namespace, split: str | None):
-    """Open a split of `--data`."""
+    """Open a split of `--data` as a [`PictureSet`]."""
     from ..evaluation.pictures import PictureSet
 
     return PictureSet(args.data, split, args.format, args.image_root)
 
 
 def open_training_pictures(args: argparse.Namespace):
-    """Open what `--train-data` names; return None where it was not given."""
+    """Open `--train-data` as a [`PictureSet`]; return None if it is not given."""
     from ..evaluation.pictures import PictureSet
 
     if not args.train_data:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..hardware import keep_freed_memory
 from . import ask, caption, convert, demo, detokenize, draw, evaluate, reconstruct, tokenize
+from .options import HelpFormatter
 from .quiet import hide_progress_bars, hide_warnings
 
 VERBS = (demo, tokenize, detokenize, reconstruct, caption, ask, draw, evaluate, convert)
@@ -17,14 +18,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Run the command line.
 
     Args:
-        argv: the arguments after the program's name; those of the process if None.
+        argv: the arguments after the program's name; None takes those of the process.
 
     Returns:
-        0 if all went well; 2 if what the user gave cannot be used (one line on stderr says why, and `--debug` raises
-        the error instead); 130 if the command was interrupted.
+        0 if all went well; 2 if some input cannot be used (one line on stderr says why, and `--debug` raises the error
+        instead); 130 if the command was interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv  # which may stand after the verb, too
+    debug = "--debug" in argv  # it may also stand after the verb
     args = make_parser().parse_args([argument for argument in argv if argument != "--debug"])
     args.debug = debug
     if not debug:
@@ -42,9 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line. It needs no library outside of Python's own."""
+    """Return the parser of the whole command line. Only Python's own library is needed for it."""
     parser = argparse.ArgumentParser(
-        prog="seed", description="SEED: images as 32 discrete, causally ordered codes, and drawings from codes."
+        prog="seed",
+        description="SEED turns images into 32 discrete, causally ordered codes, draws codes, and reads and writes "
+        "them with a language model. `seed VERB --help` explains a verb.",
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"seed {__version__}")
     parser.add_argument(
@@ -58,10 +62,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def execute(args: argparse.Namespace) -> int:
     """
-    Check what the user gave, then run the verb. The checks import no torch, so that a mistake is named at once.
+    Check what the user gave, then run the verb. The checks do not import torch, so that a mistake is named at once.
 
     Args:
-        args: what [`make_parser`] has parsed: `check` and `run` are the verb's functions.
+        args: the arguments that the parser of [`make_parser`] read; their `check` and `run` are the verb's functions.
 
     Returns:
         The exit code.
@@ -74,10 +78,10 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
-    """Return the errors that say what is wrong with the user's input, those of libraries that are loaded included."""
+    """Return the types of errors that say what is wrong with the user's input."""
     errors = (ValueError, OSError, ModuleNotFoundError)
     hub = sys.modules.get("huggingface_hub.errors")
-    # A value of the wrong kind in a config.json raises this one.
+    # A value of the wrong type in a config.json raises this error. It exists only once huggingface_hub is loaded.
     return (*errors, hub.StrictDataclassError) if hub else errors
 
 

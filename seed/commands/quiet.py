@@ -1,4 +1,4 @@
-"""Keep libraries from printing what a user of the commands cannot act on."""
+"""Settings that keep libraries from printing what a user of the commands cannot act on."""
 
 import os
 import warnings
@@ -6,9 +6,9 @@ import warnings
 
 def hide_warnings() -> None:
     """
-    Make libraries report errors only. Call this before they are imported: they read these variables then.
+    Make libraries report only errors. Call this before they are imported, because they read these variables then.
 
-    SEED's own modules tell the user what matters by errors and by plain text, never by Python's warnings.
+    SEED's own modules tell the user what matters in errors and plain text, never in Python's warnings.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
@@ -17,13 +17,13 @@ def hide_warnings() -> None:
 
 
 def hide_progress_bars() -> None:
-    """Hide the bars of loading weights and pipelines. Downloads from the Hub keep theirs, since they may take long."""
+    """Hide the bars of loading weights and pipelines. Downloads from the Hub may take long and keep their bars."""
     from diffusers.utils import logging as diffusers_logging
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
     downloads_are_shown = not are_progress_bars_disabled()
-    transformers_logging.disable_progress_bar()  # which hides the bars of downloads as well
+    transformers_logging.disable_progress_bar()  # this also hides the bars of downloads
     if downloads_are_shown:
         enable_progress_bars()
     diffusers_logging.disable_progress_bar()

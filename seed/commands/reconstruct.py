@@ -5,20 +5,22 @@ from pathlib import Path
 
 from .checks import check_model, check_output_picture, check_picture
 from .loading import load_pipeline
-from .options import add_decoder_option, add_model_options, noise_seed, positive
+from .options import add_decoder_option, add_model_options, add_seed_option, positive
 
 
 def add_parser(verbs) -> None:
     """Add the verb to the command line."""
-    parser = verbs.add_parser("reconstruct", help="draw one picture again from its codes")
-    parser.add_argument("image", metavar="IMAGE")
-    parser.add_argument("--output", required=True, metavar="FILE", help="the drawing")
+    parser = verbs.add_parser(
+        "reconstruct",
+        help="draw one picture again from its codes",
+        description="Prints the codes of a picture, draws it again from them, and writes the drawing to FILE.",
+    )
+    parser.add_argument("image", metavar="IMAGE", help="the picture")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the drawing to write")
     parser.add_argument(
         "--prefix-length", type=positive, metavar="K", help="draw from the first K codes only (default: all of them)"
     )
-    parser.add_argument(
-        "--seed", type=noise_seed, default=0, help="seed of the noise that the drawing starts from (default: 0)"
-    )
+    add_seed_option(parser, "seed of the noise that the drawing starts from")
     add_model_options(parser)
     add_decoder_option(parser)
     parser.set_defaults(check=check, run=run)

@@ -14,8 +14,8 @@ def add_parser(verbs) -> None:
         "tokenize",
         help="turn pictures into a Parquet file of codes",
         description="Writes `id` and `codes` (and `captions`, if the data have them) of every picture. Pictures that "
-        "cannot be opened are listed beside FILE (for codes.parquet in codes.skipped.jsonl); the exit code is 0 all "
-        "the same. If the run is killed, the same command goes on where it stopped.",
+        "cannot be opened are listed beside FILE (for codes.parquet in codes.skipped.jsonl), and the exit code is "
+        "still 0. If the run is killed, the same command continues where it stopped.",
     )
     parser.add_argument(
         "paths",
@@ -25,7 +25,7 @@ def add_parser(verbs) -> None:
     )
     parser.add_argument("--output", required=True, metavar="FILE", help="the Parquet file to write")
     add_image_root_option(parser)
-    parser.add_argument("--split", help="the split to read, where image-text data hold several")
+    parser.add_argument("--split", help="the split to read, if image-text data hold several")
     add_model_options(parser, batch_size=32)
     parser.set_defaults(check=check, run=run)
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
 
     pictures = PictureList(args.paths, args.image_root, args.split)
     if pictures.not_downloaded:
-        print(f"{pictures.not_downloaded} pictures that the table names were never downloaded and are left out.")
+        print(f"{pictures.not_downloaded} pictures that the table names were never downloaded. They are left out.")
     model, image_processor = load_image_tokenizer(chosen_model(args), chosen_dtype(args), chosen_device(args))
     summary = tokenize_pictures(pictures, args.output, model, image_processor, args.batch_size)
     for _, name, error in summary.skipped:

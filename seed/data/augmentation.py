@@ -4,17 +4,19 @@ import random
 
 from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
-# Outlines are a pixel or two wide and vanish where a larger picture is made as small as models read them; all pictures
-# of the tiny sets are smaller, and larger ones only cost time.
+# Outlines are one or two pixels wide. They would vanish if a larger picture were scaled to the size that models read,
+# and larger pictures take more time. All pictures of the tiny data sets are smaller.
 MAX_SIDE = 384
 
 
 def augment(image: Image.Image, rng: random.Random) -> Image.Image:
     """
-    A random view of an icon-like RGB picture on white: moved, turned, recoloured, redrawn as outlines or flat colour.
+    Return a random view of an icon-like RGB picture on white: moved, turned, recoloured, in outlines or flat colours.
 
-    The styles are what tells sets of icons apart, so a model that saw one concept in several of them has to look at
-    shapes. The result has the size of `image`, or where that is more than `MAX_SIDE` on the longer side, this much.
+    Sets of icons differ in style. A model that sees one concept in several styles has to look at shapes.
+
+    Returns:
+        An RGB picture of the size of `image`, scaled down if its longer side is over `MAX_SIDE`.
     """
     if max(image.size) > MAX_SIDE:
         scale = MAX_SIDE / max(image.size)
@@ -53,7 +55,7 @@ def _move(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def _edges(image: Image.Image) -> Image.Image:
-    """Dark lines where colours meet, white elsewhere, `L`."""
+    """Return a grey picture (`L`) that is white but for dark lines where colours meet."""
     border = max(2, image.width // 16)
     padded = ImageOps.expand(image, border, "white")
     channels = [channel.filter(ImageFilter.FIND_EDGES) for channel in padded.split()]
@@ -82,7 +84,7 @@ def _recolour(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def _tint_background(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Floods the background from the corners with a light colour."""
+    """Flood the background from the corners with a light colour."""
     colour = tuple(rng.randint(190, 255) for _ in range(3))
     image = image.copy()
     for corner in ((0, 0), (image.width - 1, 0), (0, image.height - 1), (image.width - 1, image.height - 1)):

@@ -1,8 +1,7 @@
-"""The file of codes: one Parquet row per picture, and what made them in its schema's metadata."""
+"""The file of codes, with a Parquet row for each picture. Its schema's metadata say what made the codes."""
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from ..files_seed import replacing_file
 from ..modeling_seed import SeedModel
 from .provenance import preprocessing_hash
 
@@ -21,11 +21,14 @@ METADATA_KEY = b"seed"
 @dataclass(frozen=True)
 class CodesMetadata:
     """
+    What made the codes of a file.
+
     Args:
-        image_tokenizer: hash of the weights that made the codes, see [`SeedModel.codes_hash`].
-        preprocessing: hash of the image processor's settings.
-        dtype: in which the codes were computed, "float32" unless asked otherwise.
-        codebook_size, num_codes: codes are 0 .. codebook_size - 1, num_codes of them per picture.
+        image_tokenizer: the hash of the weights that made the codes, see [`SeedModel.codes_hash`].
+        preprocessing: the hash of the image processor's settings.
+        dtype: the dtype in which the codes were computed, such as "float32".
+        codebook_size: codes are 0 .. codebook_size - 1.
+        num_codes: the number of codes of a picture.
     """
 
     image_tokenizer: str
@@ -36,7 +39,7 @@ class CodesMetadata:
 
     @classmethod
     def of(cls, model: SeedModel, image_processor) -> "CodesMetadata":
-        """What `model` writes beside codes that it makes now."""
+        """Return the metadata of codes that `model` makes now."""
         return cls(
             image_tokenizer=model.codes_hash(),
             preprocessing=preprocessing_hash(image_processor),
@@ -49,10 +52,12 @@ class CodesMetadata:
 @dataclass
 class CodesFile:
     """
+    The content of a file of codes.
+
     Args:
-        ids: of the pictures: the path, the data set's own id, or the row number there.
-        codes: `(pictures, num_codes)` int64.
-        metadata: what made the codes; None in a file that `seed tokenize` did not write.
+        ids: the path of each picture, its id in the data set, or its row number there.
+        codes: the codes, `(pictures, num_codes)` int64.
+        metadata: what made the codes; None if the file does not say so.
     """
 
     ids: list[str]
@@ -61,42 +66,55 @@ class CodesFile:
 
 
 def codes_schema(metadata: CodesMetadata, with_captions: bool) -> pa.Schema:
-    """`id`, `codes` (32 x int32) and, of image-text data, `captions`."""
+    """Return the schema of a file of codes: `id`, `codes` (`num_codes` x int32) and, if asked for, `captions`."""
     fields = [pa.field("id", pa.string()), pa.field("codes", pa.list_(pa.int32(), metadata.num_codes))]
     if with_captions:
         fields.append(pa.field("captions", pa.list_(pa.string())))
     return pa.schema(fields, metadata={METADATA_KEY: json.dumps(dataclasses.asdict(metadata))})
 
 
-def read_metadata(path: str | Path) -> dict | None:
-    """The metadata of a file of codes as a dict; None if there are none."""
+def read_schema(path: str | Path) -> pa.Schema:
+    """
+    Return the schema of a Parquet file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not Parquet, or is truncated.
+    """
     try:
-        stored = (pq.read_schema(path).metadata or {}).get(METADATA_KEY)
+        return pq.read_schema(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: not a Parquet file, or a truncated one ({error}).") from error
+
+
+def read_metadata(path: str | Path) -> dict | None:
+    """Return the metadata of a file of codes as a dict; None if it has none. For its errors see [`read_schema`]."""
+    return _metadata_of(read_schema(path))
+
+
+def _metadata_of(schema: pa.Schema) -> dict | None:
+    stored = (schema.metadata or {}).get(METADATA_KEY)
     return json.loads(stored) if stored else None
 
 
 def read_codes(path: str | Path, codebook_size: int, num_codes: int) -> CodesFile:
     """
-    Reads and checks a file of codes.
+    Read and check a file of codes.
 
     Args:
-        path: a Parquet file with a column `codes` of integer lists and, if it has one, `id`.
-        codebook_size, num_codes: what every row has to fit.
+        path: a Parquet file with a column `codes` of integer lists, and perhaps a column `id`.
+        codebook_size: every code has to be in 0 .. codebook_size - 1.
+        num_codes: the number of codes that every row has to have.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not Parquet; no column `codes`, or not of integers; a row with another number of codes, or with a
-            code out of range. The message names file, row and value.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not Parquet; it has no column `codes`, or one that does not hold integers; a row has
+            another number of codes, or a code out of range. The message names the file, the row and the value.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file.")
-    stored = read_metadata(path)
-    found = pq.read_schema(path).names
+    schema = read_schema(path)
+    stored, found = _metadata_of(schema), schema.names
     if "codes" not in found:
-        raise ValueError(f"{path}: has no column 'codes'; it has {', '.join(found) or 'none'}.")
+        raise ValueError(f"{path} has no column 'codes'; it has {', '.join(found) or 'none'}.")
     table = pq.read_table(path, columns=[name for name in ("id", "codes") if name in found])
     codes = _check_codes(table["codes"], str(path), codebook_size, num_codes)
     ids = _read_ids(table["id"]) if "id" in found else [str(row) for row in range(len(codes))]
@@ -108,18 +126,19 @@ def read_codes(path: str | Path, codebook_size: int, num_codes: int) -> CodesFil
 def _read_ids(column: pa.ChunkedArray) -> list[str]:
     try:
         names = column.cast(pa.string()).to_pylist()
-    except pa.ArrowException:  # lists and the like
+    except pa.ArrowException:  # Arrow makes no strings of lists
         names = [None if value is None else str(value) for value in column.to_pylist()]
     return [f"row {row}" if name is None else name for row, name in enumerate(names)]
 
 
 def check_made_by(path: str | Path, image_tokenizer_hash: str, whose: str) -> None:
     """
-    Whether the codes of a Parquet file are those of an image tokenizer.
+    Check that an image tokenizer made the codes of a Parquet file.
 
     Args:
-        image_tokenizer_hash: [`SeedModel.codes_hash`] of it.
-        whose: what needs its codes, for the message.
+        path: the Parquet file.
+        image_tokenizer_hash: the image tokenizer's [`SeedModel.codes_hash`].
+        whose: what has this image tokenizer, for the message, such as "the model".
 
     Raises:
         ValueError: the file does not say which image tokenizer made its codes, or another one did.
@@ -140,37 +159,34 @@ def check_made_by(path: str | Path, image_tokenizer_hash: str, whose: str) -> No
 
 def stamp_codes(data: pa.Table | str | Path, output: str | Path, metadata: CodesMetadata) -> None:
     """
-    Writes a table of one's own (questions, documents, conversations) with what made its codes, all or nothing, so that
-    the language model can be trained on it.
+    Write a table of your own (questions, documents, conversations) with what made its codes.
+
+    The language model can then be trained on it:
 
         rows = [{"codes": [5, 9, ...], "question": "What is it?", "answers": ["a dog", "a poodle"]}, ...]
-        metadata = CodesMetadata.of(*load_image_tokenizer("runs/seed"))  # that made the codes
+        metadata = CodesMetadata.of(*load_image_tokenizer("runs/seed"))  # the one that made the codes
         stamp_codes(pyarrow.Table.from_pylist(rows), "vqa.parquet", metadata)
 
     Args:
         data: an Arrow table or a Parquet file with the columns that [`LanguageFile`] reads.
-        output: the Parquet file to write; may be the same as `data`.
-        metadata: of the image tokenizer that made the codes.
+        output: the Parquet file to write, which may be `data` itself. It is written whole or not at all.
+        metadata: what made the codes.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: it has no codes; a row (or a segment or message in it) with another number of codes, or a code out
-            of range; another image tokenizer's codes.
+        FileNotFoundError: there is no such file.
+        ValueError: the table has no codes; a row (or a segment or message in it) has another number of codes, or a code
+            out of range; or the table says that another image tokenizer made them.
     """
     where = "The table" if isinstance(data, pa.Table) else str(data)
     if not isinstance(data, pa.Table):
-        if not Path(data).is_file():
-            raise FileNotFoundError(f"{data}: no such file.")
-        read_metadata(data)  # says so if it is no Parquet file
+        read_schema(data)  # names the file if it is not Parquet
         data = pq.read_table(data)
-    stored = (data.schema.metadata or {}).get(METADATA_KEY)
-    if stored and json.loads(stored).get("image_tokenizer") != metadata.image_tokenizer:
-        raise ValueError(
-            f"{where}: its codes are another image tokenizer's. Tokenise the pictures again with this one."
-        )
+    stored = _metadata_of(data.schema)
+    if stored and stored.get("image_tokenizer") != metadata.image_tokenizer:
+        raise ValueError(f"{where}: another image tokenizer made its codes. Tokenise the pictures again with this one.")
     nested = [name for name in ("segments", "messages") if name in data.column_names]
     if "codes" not in data.column_names and not nested:
-        raise ValueError(f"{where}: has no codes; expected a column codes, segments or messages.")
+        raise ValueError(f"{where} has no codes; expected a column codes, segments or messages.")
     if "codes" in data.column_names:
         _check_codes(data["codes"], where, metadata.codebook_size, metadata.num_codes)
     for name in nested:
@@ -181,13 +197,12 @@ def stamp_codes(data: pa.Table | str | Path, output: str | Path, metadata: Codes
     stamp = {METADATA_KEY: json.dumps(dataclasses.asdict(metadata)).encode()}
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(output.name + ".tmp")
-    pq.write_table(data.replace_schema_metadata((data.schema.metadata or {}) | stamp), temporary)
-    os.replace(temporary, output)
+    with replacing_file(output) as temporary:
+        pq.write_table(data.replace_schema_metadata((data.schema.metadata or {}) | stamp), temporary)
 
 
 def _codes_within(value) -> Iterator[list]:
-    """The codes of every image in a document's segments or a conversation's messages."""
+    """Yield the codes of every image in a document's segments or a conversation's messages."""
     for item in value if isinstance(value, list) else ():
         if isinstance(item, dict):
             if item.get("codes") is not None:
@@ -196,10 +211,11 @@ def _codes_within(value) -> Iterator[list]:
 
 
 def _check_codes(column: pa.ChunkedArray, where: str, codebook_size: int, num_codes: int) -> torch.LongTensor:
+    """Return a column of codes as `(rows, num_codes)` int64, or raise a ValueError that names the row and the value."""
     kind = column.type
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if not is_list or not pa.types.is_integer(kind.value_type):
-        raise ValueError(f"{where}: column 'codes' holds {kind}; expected lists of {num_codes} integers.")
+        raise ValueError(f"{where}: the column 'codes' holds {kind}; expected lists of {num_codes} integers.")
     column = column.cast(pa.large_list(pa.int64()))
     lengths = pa.compute.fill_null(pa.compute.list_value_length(column), 0).to_numpy()
     wrong = np.flatnonzero(lengths != num_codes)
@@ -227,5 +243,6 @@ __all__ = [
     "codes_schema",
     "read_codes",
     "read_metadata",
+    "read_schema",
     "stamp_codes",
 ]

@@ -1,4 +1,4 @@
-"""Bulk de-tokenisation: a file of codes to a folder of pictures."""
+"""Bulk de-tokenisation: a file of codes to a folder of pictures. A killed run continues."""
 
 import hashlib
 import json
@@ -17,14 +17,17 @@ from .provenance import weight_hash
 
 def open_codes(path: str | Path, pipeline: SeedPipeline, any_tokenizer: bool = False) -> CodesFile:
     """
-    Reads a file of codes for a pipeline to draw.
+    Read a file of codes for a pipeline to draw.
 
     Args:
-        any_tokenizer: do not compare the image tokenizer that made the codes with the pipeline's.
+        path: the file of codes, see [`read_codes`].
+        pipeline: the pipeline that will draw them.
+        any_tokenizer: accept the codes of any image tokenizer, not only those of the pipeline's own.
 
     Raises:
-        FileNotFoundError, ValueError: see [`read_codes`]; or another image tokenizer made the codes, whose meaning is
-            then unknown to this one.
+        FileNotFoundError: there is no such file.
+        ValueError: see [`read_codes`]; or another image tokenizer made the codes, so they mean something else to the
+            pipeline.
     """
     config = pipeline.image_tokenizer.config
     codes = read_codes(path, config.codebook_size, config.num_codes)
@@ -32,9 +35,9 @@ def open_codes(path: str | Path, pipeline: SeedPipeline, any_tokenizer: bool = F
         made_by, ours = codes.metadata.image_tokenizer, pipeline.image_tokenizer.codes_hash()
         if made_by != ours:
             raise ValueError(
-                f"{path}: an image tokenizer with weights {made_by[:12]}... made these codes; this model's are "
+                f"{path}: an image tokenizer with weights {made_by[:12]}... made these codes; this model has "
                 f"{ours[:12]}..., to which they mean something else. Name the model that made them, or pass --force if "
-                "its codebook is known to be the same."
+                "you know that its codebook is the same."
             )
     return codes
 
@@ -43,16 +46,17 @@ def draw_codes(
     pipeline: SeedPipeline, codes: CodesFile, folder: str | Path, seed: int = 0, batch_size: int = 16
 ) -> list[Path]:
     """
-    Draws every row of a file of codes into `folder`, as `ROW-NAME.png`. A run that was killed goes on where it stopped:
-    `folder` remembers, in `.drawn_from.json`, what its drawings were made of while they are not all there.
+    Draw every row of a file of codes into `folder`, as `ROW-NAME.png`, and return the pictures' paths in that order.
 
-    Drawings of another run under these names are deleted first.
+    The same call continues a run that was killed. Until all drawings are there, the file `.drawn_from.json` in the
+    folder says what they are made of. Drawings of another run with the same names are deleted first.
 
     Args:
-        seed: row r is drawn from noise of seed `seed + r`, whatever the batch size.
-
-    Returns:
-        The pictures' paths, in the rows' order.
+        pipeline: the pipeline that draws.
+        codes: the codes, see [`open_codes`].
+        folder: the folder to write to, which is made if it is missing.
+        seed: row r is drawn from noise of the seed `seed + r`, whatever the batch size.
+        batch_size: the number of pictures that are drawn at a time.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +65,7 @@ def draw_codes(
     made_of, unfinished = _made_of(pipeline, codes, seed), folder / ".drawn_from.json"
     goes_on = unfinished.exists() and unfinished.read_text(encoding="utf-8") == made_of
     if not goes_on:
-        # Before the marker is written: beside it another run's drawings would pass for this one's after a kill.
+        # They go before the marker is written. Beside it, a kill would make another run's drawings pass for this one's.
         for path in paths:
             path.unlink(missing_ok=True)
     write_atomically(unfinished, made_of)
@@ -79,7 +83,7 @@ def draw_codes(
 
 
 def _made_of(pipeline: SeedPipeline, codes: CodesFile, seed: int) -> str:
-    """What decides the drawings of a run."""
+    """Return, as JSON, all that decides the drawings of a run."""
     models = {name: weight_hash(getattr(pipeline, name)) for name in ("image_tokenizer", "unet", "vae")}
     content = hashlib.sha256(codes.codes.numpy().tobytes()).hexdigest()
     settings = {
@@ -95,7 +99,7 @@ def _made_of(pipeline: SeedPipeline, codes: CodesFile, seed: int) -> str:
 
 
 def _file_stem(id: str) -> str:
-    """A picture's id as part of a file name: the stem of a path, without what file systems do not like."""
+    """Return a picture's id as part of a file name: the stem of a path, without characters that file systems refuse."""
     name = re.split(r"[/\\]", id)[-1]
     return re.sub(r"[^\w.-]+", "_", re.sub(r"\.\w{1,5}$", "", name))[:80] or "picture"
 

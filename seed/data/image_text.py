@@ -10,7 +10,7 @@
 | `table` | TSV or CSV of URLs and captions (CC3M, Unsplash), pictures in `image_root` | see `read_table` |
 | `hub` | a data set's id on the Hub | as `parquet` |
 
-Pictures stay undecoded until `iter_valid` opens them, so that a broken one is counted, not fatal.
+Pictures stay undecoded until `iter_valid` opens them. So a broken picture is counted and does not stop the run.
 """
 
 import contextlib
@@ -38,6 +38,7 @@ from .image_text_sources import (
     beside,
     caption_columns,
     caption_list,
+    files_below,
     iter_shards,
     pick_column,
     read_coco,
@@ -52,14 +53,14 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 FORMATS = ("parquet", "imagefolder", "webdataset", "coco", "karpathy", "table", "hub")
-# Sub-folders of an image folder that are splits of it, not pictures of one.
+# Sub-folders with these names are splits of an image folder.
 SPLIT_FOLDERS = ("train", "training", "val", "valid", "validation", "dev", "test")
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
 
 
 @dataclass
 class SkipReport:
-    """How many pictures of a run were used and which were not, and why."""
+    """The number of pictures that a run used, and which pictures it skipped and why."""
 
     max_listed: int = 100
     used: int = 0
@@ -68,14 +69,14 @@ class SkipReport:
     faults: Counter = field(default_factory=Counter)
 
     def skip(self, name: str, fault: str, detail: str = "") -> None:
-        """Count one picture as left out, for a `fault` whose wording does not depend on the picture."""
+        """Count one picture as skipped. The wording of `fault` does not depend on the picture, so faults add up."""
         self.skipped += 1
         self.faults[fault] += 1
         if len(self.listed) < self.max_listed:
             self.listed.append((name, f"{fault} ({detail})" if detail else fault))
 
     def summary(self) -> str:
-        """One line of counts, then one per fault, then one per listed picture."""
+        """Return a line of counts, a line for each fault, and a line for each listed picture."""
         lines = [f"{self.used:,} of {self.used + self.skipped:,} images used, {self.skipped:,} skipped."]
         lines += [f"  {count:,} x {fault}" for fault, count in self.faults.most_common()]
         lines += [f"  {name}: {fault}" for name, fault in self.listed]
@@ -91,13 +92,14 @@ def iter_valid(
     require_captions: bool = True,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[dict]:
-    """The examples of a data set with their picture opened as RGB; broken ones are counted in `report` and left out.
+    """
+    Yield the examples of a data set with their pictures opened as RGB. Skip broken pictures and count them in `report`.
 
     Args:
         dataset: examples with `image` as a path, bytes or `{"bytes", "path"}`, as `load_image_text` returns them.
-        report: filled while iterating.
-        require_captions: leave out (and count) examples whose `captions` are empty.
-        max_pixels: as for `load_image`.
+        report: the report that is filled while one iterates.
+        require_captions: skip (and count) examples whose `captions` are empty.
+        max_pixels: the largest width times height, see `load_image`.
     """
     report = SkipReport() if report is None else report
     for number, example in enumerate(dataset):
@@ -115,6 +117,7 @@ def iter_valid(
 
 
 def _name(example: Mapping, number: int) -> str:
+    """Return a name for an example in reports: its path, its id, or its number."""
     image = example["image"]
     path = image.get("path") if isinstance(image, Mapping) else image if isinstance(image, (str, os.PathLike)) else None
     return str(path or example.get("id") or f"example {number}")
@@ -130,35 +133,37 @@ def load_image_text(
     image_root: str | os.PathLike | None = None,
     report: SkipReport | None = None,
 ) -> "Dataset | IterableDataset":
-    """Image-text pairs in one schema; columns that the schema does not know stay as they are.
+    """
+    Load image-text pairs in one schema. Columns that the schema does not know stay as they are.
 
     Args:
-        source: file, list of files, glob pattern, folder, or the id of a data set on the Hub. The Hub is asked only
-            if nothing of that name is on disk and the name looks like `owner/name`, or with `format="hub"`.
-        format: one of `FORMATS`; found out from the source if None.
-        split: of Parquet and WebDataset folders (files `SPLIT.parquet`, `SPLIT-*.parquet`, or in a folder `SPLIT`), of
-            image folders (a folder `SPLIT`), of Karpathy files ("train+restval" for several), of Hub data sets.
-            Needed where there are several.
+        source: a file, a list of files, a glob pattern, a folder, or the id of a data set on the Hub. The Hub is asked
+            only with `format="hub"`, or if nothing on disk has that name and it looks like `owner/name`.
+        format: one of `FORMATS`. None means that the source tells.
+        split: the split to read; needed if the source has several. In a folder of Parquet files or shards it is the
+            files `SPLIT.parquet`, `SPLIT-*.parquet` or those in a folder `SPLIT`, in an image folder the folder
+            `SPLIT`. Karpathy files accept several, as in "train+restval".
         streaming: return an `IterableDataset`. Parquet, WebDataset and the Hub are then read while one iterates.
-        columns: where the schema's columns are, if not under a usual name: `{"image": "jpg", "captions": "title"}`;
-            captions may be several columns. A column that stands in the way of a new name is replaced.
-        image_root: folder that file names of COCO, Karpathy and table sources, and of Parquet files that hold no
-            pictures, are relative to; default: the folder of the source.
-        report: told about pictures of a table that were never downloaded.
+        columns: the names of the schema's columns in the source, if they are unusual: `{"image": "jpg", "captions":
+            "title"}`. Captions may be a list of columns. A column that already has the new name is replaced.
+        image_root: the folder that file names are relative to in COCO, Karpathy and table sources, and in Parquet files
+            that hold paths. The default is the folder of the source.
+        report: a report in which the pictures of a table that were never downloaded are counted.
 
     Returns:
-        A data set with `image` undecoded (`datasets.Image(decode=False)`), `captions`, and `id` if there is one.
+        A data set with `image` undecoded (`datasets.Image(decode=False)`), `captions`, and `id` if the source has one.
 
     Raises:
         FileNotFoundError: the source does not exist.
-        SchemaError: a column is missing (the message lists those found), or a file is not in its format.
-        ValueError: unknown format, column or split.
+        SchemaError: a column is missing (the message lists those found), no picture is in `image_root`, or a file is
+            not in its format.
+        ValueError: the format, a key of `columns`, or the split is unknown.
     """
     columns = dict(columns or {})
     if unknown := set(columns) - {"image", "captions", "id", "url"}:
-        raise ValueError(f"columns has unknown keys {sorted(unknown)}; expected image, captions, id or url.")
+        raise ValueError(f"`columns` has the unknown keys {sorted(unknown)}; expected image, captions, id or url.")
     if format is not None and format not in FORMATS:
-        raise ValueError(f"unknown format {format!r}; expected one of {', '.join(FORMATS)}.")
+        raise ValueError(f"The format {format!r} is unknown; expected one of {', '.join(FORMATS)}.")
     if format == "hub" or (format is None and _is_hub_id(source)):
         return _in_schema(_load_hub(str(source), split, streaming), columns, str(source))
     paths = _existing(source)
@@ -171,7 +176,7 @@ def load_image_text(
     if format == "webdataset":
         return _load_shards(_files_of_split(paths, ".tar", split, name), columns, streaming)
     if len(paths) > 1:
-        raise ValueError(f"{name}: format {format!r} takes one source at a time, found {len(paths)}.")
+        raise ValueError(f"{name}: the format {format!r} takes one source at a time, but {len(paths)} are given.")
     dataset = _from_columns(_read(format, paths[0], split, columns, image_root, report), name)
     return dataset.to_iterable_dataset() if streaming else dataset
 
@@ -189,14 +194,12 @@ def _is_hub_id(source) -> bool:
 
 
 def _existing(source) -> list[Path]:
-    sources = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    if not sources:
-        raise ValueError("no source given: name a file, a folder or a data set on the Hub.")
+    sources = [source] if isinstance(source, (str, os.PathLike)) else source
     paths = []
     for entry in map(os.fspath, sources):
         found = [entry] if os.path.exists(entry) else sorted(glob.glob(entry))
         if not found:
-            raise FileNotFoundError(f"{entry}: no such file or folder, and no data set's id (owner/name) either.")
+            raise FileNotFoundError(f"{entry}: no such file or folder, and not the id of a data set (owner/name).")
         paths += map(Path, found)
     return paths
 
@@ -204,7 +207,7 @@ def _existing(source) -> list[Path]:
 def _is_table_without_pictures(file: Path, image_column: str | None) -> bool:
     try:
         names = pq.read_schema(file).names
-    except (pa.ArrowInvalid, OSError):  # which reading will name
+    except (pa.ArrowInvalid, OSError):  # reading the file will name the fault
         return False
     return image_column not in names and not {name.lower() for name in names}.intersection(IMAGE_COLUMNS)
 
@@ -214,9 +217,9 @@ def _detect(paths: list[Path], image_column: str | None = None) -> str:
     if first.is_dir():
         if any(next(first.rglob(name), None) for name in METADATA_FILES):
             return "imagefolder"
-        table = next(first.rglob("*.parquet"), None)
-        shards = next(first.rglob("*.tar"), None) is not None
-        # img2dataset puts a table about each shard, or each folder of pictures, beside it.
+        table = next(files_below(first, ".parquet"), None)
+        shards = next(files_below(first, ".tar"), None) is not None
+        # img2dataset writes a table beside each shard or folder of pictures. It describes the pictures without them.
         if table is not None and not (
             _is_table_without_pictures(table, image_column) and (shards or next(images_below(first), None) is not None)
         ):
@@ -229,17 +232,18 @@ def _detect(paths: list[Path], image_column: str | None = None) -> str:
         return "table"
     if suffix == ".json":
         return "coco" if "annotations" in read_json(first) else "karpathy"
-    raise ValueError(f"{first}: cannot tell its format from its name; pass format, one of {', '.join(FORMATS)}.")
+    raise ValueError(f"{first}: cannot tell its format from its name; pass `format`, one of {', '.join(FORMATS)}.")
 
 
 def _files_of_split(paths: list[Path], suffix: str, split: str | None, name: str) -> list[Path]:
-    """Files of one split, by their names: `train.parquet`, `train-00000-of-00004.parquet`, `train/0000.parquet`.
-
-    Files that were named themselves are all taken where no split is asked for.
     """
-    files = [file for path in paths for file in (sorted(path.rglob(f"*{suffix}")) if path.is_dir() else [path])]
+    Return the files of one split by their names: `train.parquet`, `train-00000-of-00004.parquet`, `train/0000.parquet`.
+
+    If no split is given, all files that were named themselves belong to it.
+    """
+    files = [file for path in paths for file in (sorted(files_below(path, suffix)) if path.is_dir() else [path])]
     if not files:
-        raise FileNotFoundError(f"{name}: no {suffix} files in this folder.")
+        raise FileNotFoundError(f"{name}: this folder has no {suffix} files.")
     by_split: dict[str, list[Path]] = {}
     for file in files:
         stem = re.sub(r"(^|[-_.])\d+([-_]of[-_]\d+)?(-[0-9a-f]{16})?$", "", file.stem)
@@ -247,11 +251,11 @@ def _files_of_split(paths: list[Path], suffix: str, split: str | None, name: str
     found = ", ".join(sorted(by_split))
     if split is None:
         if len(by_split) > 1 and any(path.is_dir() for path in paths):
-            raise ValueError(f"{name}: has several splits; pass split, one of {found}.")
+            raise ValueError(f"{name} has several splits; pass split, one of {found}.")
         return files
     if split not in by_split:
         advice = "; leave split out to read it" if len(files) == 1 else ""
-        raise ValueError(f"{name}: no split {split!r}; found {found}{advice}.")
+        raise ValueError(f"{name} has no split {split!r}; found {found}{advice}.")
     return by_split[split]
 
 
@@ -264,7 +268,7 @@ def _load_hub(source: str, split: str | None, streaming: bool):
     loaded = load_dataset(source, split=split, streaming=streaming)
     if isinstance(loaded, (DatasetDict, IterableDatasetDict)):
         if len(loaded) > 1:
-            raise ValueError(f"{source}: has several splits; pass split, one of {', '.join(sorted(loaded))}.")
+            raise ValueError(f"{source} has several splits; pass split, one of {', '.join(sorted(loaded))}.")
         loaded = next(iter(loaded.values()))
     return loaded
 
@@ -275,13 +279,13 @@ def _load_parquet(files: list[Path], streaming: bool):
 
     names = [str(file) for file in files]
     try:
-        # `datasets` cannot read a file without rows, as a shard may be.
+        # Some shards have no rows, and `datasets` cannot read those.
         names = [name for name in names if pq.read_metadata(name).num_rows] or names
         return load_dataset("parquet", data_files={"train": names}, split="train", streaming=streaming)
     except (DatasetGenerationError, OSError, ValueError) as error:
         raise SchemaError(
             f"{', '.join(names[:3])}: not readable as parquet ({error.__cause__ or error}). "
-            "Fetch the file again if it is truncated."
+            "Download the file again if it is truncated."
         ) from error
 
 
@@ -290,12 +294,12 @@ def _load_shards(files: list[Path], columns: Mapping[str, str | list[str]], stre
 
     for file in files:
         if not tarfile.is_tarfile(file):
-            raise SchemaError(f"{file}: not a tar file. Fetch it again, or pass its format.")
+            raise SchemaError(f"{file}: not a tar file. Download it again, or pass its format.")
     first = list(itertools.islice(iter_shards([str(file) for file in files], columns), 100))
     if not any(sample["image"]["bytes"] for sample in first):
         found = f"for example {first[0]['image']['path']}" if first else "no samples at all"
         raise SchemaError(
-            f"{files[0]}: no images in its first {len(first)} samples, {found}. Name their extension: "
+            f"{files[0]}: no images in its first {len(first)} samples, {found}. Name the extension of the images: "
             'columns={"image": "..."}.'
         )
     texts = Value("string")
@@ -308,24 +312,22 @@ def _load_shards(files: list[Path], columns: Mapping[str, str | list[str]], stre
 
 
 def _shards(shards: list[str], columns: Mapping[str, str | list[str]], stamp: str) -> Iterator[dict]:
-    """`iter_shards`, with sizes and times as an argument: the cache is keyed by arguments, and shards may change."""
+    """Yield `iter_shards`. The stamp, of sizes and times, makes `datasets` notice that cached shards have changed."""
     return iter_shards(shards, columns)
 
 
 def _read(format, path: Path, split, columns, image_root, report: SkipReport | None) -> dict[str, list]:
     root = Path(image_root) if image_root is not None else path if path.is_dir() else path.parent
-    if not root.is_dir():
-        raise FileNotFoundError(f"{root}: image_root is no folder.")
     if format == "karpathy":
         return read_karpathy(path, root, split)
     if format == "imagefolder" and split is not None and (path / split).is_dir():
         return read_image_folder(path / split, columns)
     if split is not None:
-        raise ValueError(f"{path}: format {format!r} has no splits; leave split out, or name the split's own file.")
+        raise ValueError(f"{path}: the format {format!r} has no splits; leave split out, or name the split's own file.")
     if format == "imagefolder":
         found = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and entry.name.lower() in SPLIT_FOLDERS)
         if len(found) > 1 and not any((path / name).is_file() for name in METADATA_FILES):
-            raise ValueError(f"{path}: has several splits; pass split, one of {', '.join(found)}.")
+            raise ValueError(f"{path} has several splits; pass split, one of {', '.join(found)}.")
         return read_image_folder(path, columns)
     if format == "coco":
         return read_coco(path, root)
@@ -349,21 +351,21 @@ def _in_schema(dataset, columns: Mapping[str, str | list[str]], source: str, roo
     Rename and convert columns to the schema, without touching the pictures' bytes.
 
     Args:
-        root: the folder that paths of pictures are relative to, where they are files.
+        root: the folder that the paths of pictures are relative to. None means that the data hold no paths.
     """
     from datasets import Image, Value
 
     if dataset.column_names is None:
-        raise SchemaError(f"{source}: its columns are not known while streaming; pass streaming=False.")
+        raise SchemaError(f"The columns of {source} are not known while streaming; pass streaming=False.")
     image = pick_column("image", columns.get("image"), IMAGE_COLUMNS, dataset.column_names, source)
-    # First of all: a streamed data set decodes pictures whenever a column is renamed or mapped.
+    # This comes first, because a streamed data set decodes pictures whenever a column is renamed or mapped.
     for name, feature in dataset.features.items():
         if name == image or isinstance(feature, Image):
             dataset = dataset.cast_column(name, Image(decode=False))
     dataset = _rename(dataset, image, "image")
     if "id" in columns or any(name.lower() in ID_COLUMNS for name in dataset.column_names):
         identifier = pick_column("id", columns.get("id"), ID_COLUMNS, dataset.column_names, source)
-        # Before anything is mapped, after which casts are not heeded while streaming.
+        # This comes before any mapping, after which a streamed data set ignores casts.
         dataset = _rename(dataset, identifier, "id").cast_column("id", Value("string"))
     if root is not None:
         dataset = _beside(dataset, root, source)
@@ -371,7 +373,7 @@ def _in_schema(dataset, columns: Mapping[str, str | list[str]], source: str, roo
 
 
 def _are_clean(dataset) -> bool:
-    """Whether every caption has words; not looked up while streaming."""
+    """Return whether every caption has words. A streamed data set is not read for it, and gives False."""
     from datasets import IterableDataset
 
     if isinstance(dataset, IterableDataset):
@@ -384,7 +386,7 @@ def _are_clean(dataset) -> bool:
 
 
 def _beside(dataset, root: Path, source: str):
-    """Pictures that a table names by their paths, as paths from here; see `image_path`."""
+    """Make the paths of pictures in a table relative to the working directory, see `image_path`."""
     from datasets import IterableDataset
 
     def found(example: dict) -> dict:
@@ -397,17 +399,18 @@ def _beside(dataset, root: Path, source: str):
 
 
 def _paths(dataset) -> Iterator[str]:
-    """Paths of the pictures that are files, in order; those in the data set itself are not read for it."""
+    """Yield the paths of the pictures that are files, in order. Pictures within the data set are not read for it."""
     for batch in dataset.select_columns("image").with_format("arrow").iter(10_000):
-        pictures = batch["image"]  # in its chunks: putting them together would copy the pictures
+        pictures = batch["image"]  # stays in chunks, because joining them would copy the pictures
         path, inside = pc.struct_field(pictures, "path"), pc.struct_field(pictures, "bytes")
         yield from pc.drop_null(path.filter(pc.is_null(inside))).to_pylist()
 
 
 def picture_file_states(dataset) -> str:
     """
-    Hash of the names, sizes and times of pictures that are files of their own, so that one which is added, mended or
-    broken is noticed; "" where there are none.
+    Return a hash of the names, sizes and times of the pictures that are files of their own; "" if there are none.
+
+    It changes when such a picture is added, replaced or damaged.
     """
     digest, found = hashlib.sha256(), False
     for path in _paths(dataset):
@@ -428,7 +431,7 @@ def _rename(dataset, old: str, new: str):
 
 
 def _with_captions(dataset, columns: Mapping[str, str | list[str]], source: str):
-    """One column `captions` of lists of strings, in place of the columns that hold them."""
+    """Replace the columns that hold captions by one column `captions` of lists of strings."""
     from datasets import Features, IterableDataset, List, Value, concatenate_datasets
 
     texts = List(Value("string"))
@@ -443,6 +446,6 @@ def _with_captions(dataset, columns: Mapping[str, str | list[str]], source: str)
     rest = {name: feature for name, feature in dataset.features.items() if name not in gone}
     if isinstance(dataset, IterableDataset):
         return dataset.map(collect, remove_columns=gone, features=Features({**rest, "captions": texts}))
-    # Apart from the pictures, so that mapping does not write them anew.
+    # The pictures are left out, so that mapping does not write them anew.
     captions = dataset.select_columns(names).map(collect, remove_columns=names, features=Features(captions=texts))
     return concatenate_datasets([dataset.remove_columns(gone), captions], axis=1)

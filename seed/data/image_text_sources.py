@@ -1,7 +1,7 @@
 """Captioned pictures as people publish them: folders, COCO and Karpathy JSON, caption tables, WebDataset shards.
 
-Each reader returns a dict of equally long lists (that of shards yields samples) with `image`, `captions` (list of
-strings), `id` where there is one, and what else the source says. Nothing is decoded here.
+Each reader returns a dict of equally long lists with `image`, `captions` (lists of strings), `id` if the source has
+one, and the source's other columns; the reader of shards yields samples. Nothing is decoded here.
 """
 
 import csv
@@ -22,10 +22,10 @@ from .images import IMAGE_SUFFIXES, list_images
 logger = logging.getLogger(__name__)
 
 Columns = dict[str, list]
-# Windows' programs begin files of text with a byte order mark, which this skips where there is one.
+# Programs on Windows begin text files with a byte order mark. This encoding skips it.
 ENCODING = "utf-8-sig"
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
-# How tables' suffixes begin: Unsplash's are .tsv000, .tsv001, ..., and were .csv000 for a while.
+# The suffixes of tables begin so. Unsplash names its tables .tsv000, .tsv001, ..., and once named them .csv000.
 TABLE_SUFFIXES = (".tsv", ".csv")
 URL_COLUMNS = ("url", "image_url", "photo_image_url")
 CAPTION_COLUMNS = ("captions", "caption", "text", "txt", "photo_description", "ai_description")
@@ -33,17 +33,18 @@ ID_COLUMNS = ("id", "photo_id", "image_id", "__key__")
 
 
 class SchemaError(ValueError):
-    """A source lacks a column or field. The message names what was found and what to pass."""
+    """An error about a source that lacks a column or field. The message says what was found and what to pass."""
 
 
 def caption_list(value) -> list[str]:
-    """Captions of one picture as a list, whatever a source has: a string, several, or none, as a number is none."""
+    """Return the captions of a picture as a list. A source has a string, a list, or none; a number counts as none."""
     values = value if isinstance(value, (list, tuple)) else [value]
     return [text.strip() for text in values if isinstance(text, str) and text.strip()]
 
 
 def pick_column(role: str, wanted: str | None, usual: Iterable[str], found: Iterable[str], source: str) -> str:
-    """Name of the column for `role`: the one that was asked for, else the first usual name that is there.
+    """
+    Return the name of the column for `role`: the wanted one, or else the first usual name among those found.
 
     Raises:
         SchemaError: there is no such column.
@@ -58,16 +59,17 @@ def pick_column(role: str, wanted: str | None, usual: Iterable[str], found: Iter
                 return lowered[name]
     looked_for = f"a column {wanted!r}" if wanted is not None else f"any of the columns {', '.join(usual)}"
     raise SchemaError(
-        f"{source}: no {role}: looked for {looked_for}, found {', '.join(map(str, found)) or 'none'}. "
+        f"{source} has no {role}: looked for {looked_for}, found {', '.join(map(str, found)) or 'none'}. "
         f'Say which column holds the {role}: columns={{"{role}": "..."}}.'
     )
 
 
 def image_path(root: Path, folder: Path, name: str, source: Path) -> str:
-    """The picture that `source` calls `name`, a path relative to `folder`.
+    """
+    Return the path of the picture that `source` calls `name`, which is relative to `folder`.
 
-    Data of unknown origin are not to say which files are read: `..` is followed and absolute paths are taken within
-    `root` only. Links there are their owner's own doing and are followed.
+    Data of unknown origin must not choose which files are read. So `..` and absolute paths are accepted only if they
+    stay within `root`. Links in there are followed, because the folder's owner has made them.
 
     Raises:
         SchemaError: the path leads out of `root`.
@@ -75,42 +77,54 @@ def image_path(root: Path, folder: Path, name: str, source: Path) -> str:
     path = folder / name
     if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
         raise SchemaError(
-            f"{source}: the image {name!r} is outside of {root}. Images have to be in that folder: move them there, or "
-            "pass (as image_root, or as the source) a folder that holds all of them."
+            f"{source}: the image {name!r} is outside of {root}. Move the images into that folder, or pass a folder "
+            "that holds all of them (as image_root, or as the source)."
         )
     return str(path)
 
 
 def beside(image: dict, root: Path, source: Path) -> dict:
-    """A picture `{"bytes": ..., "path": ...}` of `source`, in which a file's path is relative to `root`: from here."""
+    """
+    Return a picture of `source`, `{"bytes": ..., "path": ...}`, with a path from the working directory.
+
+    Args:
+        image: the picture as `source` has it. If it is a file, its path is relative to `root`.
+        root, source: see [`image_path`].
+    """
     if image.get("bytes") is None and image.get("path"):
         return {"bytes": None, "path": image_path(root, root, image["path"], source)}
     return image
+
+
+def files_below(folder: Path, suffix: str) -> Iterator[Path]:
+    """Yield the files with a suffix in a folder and its sub-folders, without hidden ones, which a killed run leaves."""
+    return (file for file in folder.rglob(f"*{suffix}") if not file.name.startswith("."))
 
 
 # ---- image folders --------------------------------------------------------------------------------------------------
 
 
 def sidecar_of(image: Path) -> Path:
-    """Where the captions of a picture would be that has a file of them beside it."""
+    """Return the path of the `.txt` beside a picture that may hold its captions."""
     return image.with_suffix(".txt")
 
 
 def sidecar_captions(image: Path) -> list[str]:
-    """The lines of the `.txt` beside a picture; none if there is no such file."""
+    """Return the lines of the `.txt` beside a picture; none if there is no such file."""
     path = sidecar_of(image)
     return caption_list(path.read_text(encoding=ENCODING, errors="replace").splitlines()) if path.is_file() else []
 
 
 def read_image_folder(folder: Path, columns: Mapping[str, str | list[str]]) -> Columns:
-    """A folder with `metadata.jsonl` or `metadata.csv` (column `file_name`), or with one `.txt` beside each picture.
+    """
+    Read a folder with `metadata.jsonl` or `metadata.csv` (column `file_name`), or with a `.txt` beside each picture.
 
-    Metadata files may also stand in sub-folders; `file_name` is relative to their own folder. In a `.txt` each line
-    is one caption.
+    Metadata files may also lie in sub-folders; `file_name` is relative to their own folder. Each line of a `.txt` is
+    one caption.
 
     Raises:
-        SchemaError: neither is there, a line of metadata is no JSON, a table is damaged, a column is missing, or a
-            picture is outside of the folder.
+        SchemaError: the folder has neither, a line of metadata is no JSON, a table is damaged, a column is missing, or
+            a picture is outside of the folder.
     """
     metadata = _metadata_files(folder)
     if metadata:
@@ -123,16 +137,17 @@ def read_image_folder(folder: Path, columns: Mapping[str, str | list[str]]) -> C
             rows.append({"image": str(image), "captions": sidecar_captions(image), "id": identifier})
     if not rows:
         raise SchemaError(
-            f"{folder}: no captions. Add a metadata.jsonl or metadata.csv with the columns file_name and caption, or "
-            "a .txt file of the same name beside each image."
+            f"{folder} has no captions. Add a metadata.jsonl or metadata.csv with the columns file_name and caption, "
+            "or a .txt file of the same name beside each image."
         )
     return _columns(rows)
 
 
 def captions_of_folders(paths: Iterable[str | os.PathLike]) -> tuple[dict[str, list[str]], list[Path]]:
     """
-    Captions that `metadata.jsonl` and `metadata.csv` below some folders have for pictures, by their absolute paths, and
-    those files. One that holds no captions of pictures, but something else, is passed over, and the log says so.
+    Return the captions in the metadata files below some folders, by the absolute paths of pictures, and those files.
+
+    A `metadata.jsonl` or `metadata.csv` that holds something else than captions is ignored, and a warning is logged.
     """
     captions, files = {}, []
     for folder in (path for path in map(Path, paths) if path.is_dir()):
@@ -163,7 +178,7 @@ def _metadata_rows(folder: Path, path: Path, columns: Mapping[str, str | list[st
     captions = caption_columns(columns, rows[0], str(path))
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get(file_name), str) or not row[file_name]:
-            raise SchemaError(f"{path}, row {number}: no {file_name}; found {row}. Add the image's file name.")
+            raise SchemaError(f"{path}, row {number} has no {file_name}; found {row}. Add the image's file name.")
         extra = {key: value for key, value in row.items() if key not in (file_name, *captions)}
         texts = [text for name in captions for text in caption_list(row.get(name))]
         yield {**extra, "image": image_path(folder, path.parent, row[file_name], path), "captions": texts}
@@ -176,16 +191,16 @@ def _table_errors(path: Path) -> Iterator[None]:
     except csv.Error as error:
         raise SchemaError(
             f"{path}: not a table that can be read ({error}). Close the quotation mark that one of its cells opens, or "
-            "fetch the file again."
+            "download the file again."
         ) from error
 
 
 def _csv_rows(lines: Iterator[str], delimiter: str = ",") -> tuple[list[str], Iterator[dict[str, str | None]]]:
     """
-    The header of a table, and its rows; cells that a row lacks are None.
+    Return the header of a table, and an iterator over its rows. Cells that a row lacks are None.
 
     Raises:
-        csv.Error: the table ends within a quotation mark, so the last row has swallowed all that came after the mark.
+        csv.Error: a quotation mark is never closed, so the last row has swallowed all that follows the mark.
     """
     row_lines: list[str] = []
 
@@ -206,8 +221,8 @@ def _csv_rows(lines: Iterator[str], delimiter: str = ",") -> tuple[list[str], It
         try:
             list(csv.reader(last, delimiter=delimiter, strict=True))
         except csv.Error as error:
-            if "end of data" in str(error):  # else it minds marks within a cell, which are harmless
-                raise csv.Error(f"its end is within the row that begins {last[0][:80]!r}") from error
+            if "end of data" in str(error):  # other errors are about marks within a cell, which are harmless
+                raise csv.Error(f"it ends within the row that begins {last[0][:80]!r}") from error
 
     whole = rows()
     header = next(whole, [])
@@ -218,17 +233,18 @@ def _json_line(path: Path, number: int, line: str) -> dict:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise SchemaError(f"{path}, line {number}: not JSON ({error}). Write one JSON object per line.") from error
+        raise SchemaError(f"{path}, line {number}: not JSON ({error}). Write one JSON object on each line.") from error
     if not isinstance(row, dict):
         raise SchemaError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}.")
     return row
 
 
 def caption_columns(columns: Mapping[str, str | list[str]], found: Iterable[str], source: str) -> list[str]:
-    """The caption columns that were asked for, else `captions`, else all that go by a usual name.
+    """
+    Return the caption columns that `columns` names, or else `captions`, or else all that have a usual name.
 
     Raises:
-        SchemaError: there is none.
+        SchemaError: the source has no such column.
     """
     found = list(found)
     wanted = columns.get("captions")
@@ -245,25 +261,27 @@ def caption_columns(columns: Mapping[str, str | list[str]], found: Iterable[str]
 
 
 def read_json(path: Path) -> dict:
-    """A JSON file that holds an object.
+    """
+    Return the content of a JSON file that holds an object.
 
     Raises:
-        SchemaError: it does not.
+        SchemaError: the file is not JSON, or holds something else.
     """
     try:
         data = json.loads(path.read_text(encoding=ENCODING))
     except ValueError as error:
-        raise SchemaError(f"{path}: not a complete JSON file ({error}). Fetch it again.") from error
+        raise SchemaError(f"{path}: not a complete JSON file ({error}). Download it again.") from error
     if not isinstance(data, dict):
         raise SchemaError(f"{path}: expected a JSON object with the key 'images', found a {type(data).__name__}.")
     return data
 
 
 def read_coco(path: Path, image_root: Path) -> Columns:
-    """COCO's `captions_*.json`: pictures in `images`, one caption per entry of `annotations`.
+    """
+    Read COCO's `captions_*.json`, which has pictures in `images` and one caption in each entry of `annotations`.
 
     Raises:
-        SchemaError: a key is missing, no picture is in `image_root`, or one is outside of it.
+        SchemaError: a key is missing, no picture is in `image_root`, or a picture is outside of it.
     """
     data = read_json(path)
     captions: dict[int, list[str]] = defaultdict(list)
@@ -287,16 +305,18 @@ def read_coco(path: Path, image_root: Path) -> Columns:
 
 
 def read_karpathy(path: Path, image_root: Path, split: str | None = None) -> Columns:
-    """Karpathy's `dataset_coco.json` or `dataset_flickr30k.json`.
+    """
+    Read Karpathy's `dataset_coco.json` or `dataset_flickr30k.json`.
 
     Args:
-        split: what the file calls it, or several as `"train+restval"`. COCO's `restval` is the part of its validation
-            pictures that most publications train on, too; `"train"` leaves it out. Needed where the file has pictures
-            to train on and to test with.
+        split: a split of the file, or several as in `"train+restval"`. COCO's `restval` holds those of its validation
+            pictures that most publications also train on; `"train"` alone leaves them out. The split is needed if the
+            file has pictures both to train on and to test with.
 
     Raises:
-        ValueError: the file has splits to choose from, and `split` is None.
-        SchemaError: a key is missing, there is no such split, no picture is in `image_root`, or one is outside of it.
+        ValueError: the file has several splits, and `split` is None.
+        SchemaError: a key is missing, the file has no such split, no picture is in `image_root`, or a picture is
+            outside of it.
     """
     data = read_json(path)
     wanted = None if split is None else set(split.split("+"))
@@ -319,19 +339,23 @@ def read_karpathy(path: Path, image_root: Path, split: str | None = None) -> Col
         ) from error
     if wanted is None and len(found) > 1 and not found <= {"train", "restval"}:
         raise ValueError(
-            f"{path}: has several splits; pass split, one of {', '.join(sorted(found))}, or several (train+restval)."
+            f"{path} has several splits; pass split, one of {', '.join(sorted(found))}, or several (train+restval)."
         )
     if wanted is not None and not wanted <= found:
-        raise SchemaError(f"{path}: no split {', '.join(sorted(wanted - found))}; found {', '.join(sorted(found))}.")
+        raise SchemaError(f"{path} has no split {', '.join(sorted(wanted - found))}; found {', '.join(sorted(found))}.")
     return _columns(_some_exist(rows, path, image_root))
 
 
 def _some_exist(rows: list[dict], path: Path, image_root: Path) -> list[dict]:
-    """Rows as they are; single missing files are skipped later, but if the first hundred are missing, the root is."""
+    """
+    Return the rows as they are, if one of the first hundred pictures exists.
+
+    If none exists, `image_root` is wrong. Single missing files are skipped later.
+    """
     if rows and not any(os.path.exists(row["image"]) for row in rows[:100]):
         raise SchemaError(
             f"{path}: none of its first images is there, for example {rows[0]['image']}. "
-            f"Pass the folder that its file names are relative to as image_root (now {image_root})."
+            f"Pass as image_root the folder that its file names are relative to (it is {image_root} now)."
         )
     return rows
 
@@ -345,17 +369,22 @@ def read_table(
     columns: Mapping[str, str | list[str]],
     on_missing: Callable[[str, str], None] = lambda name, fault: None,
 ) -> Columns:
-    """A table of URLs and captions, with the pictures that were downloaded in `image_root`.
+    """
+    Read a table of URLs and captions whose pictures were downloaded to `image_root`.
 
-    Two kinds are published: without a header, two columns, caption and URL in any order (CC3M's
-    `Train_GCC-training.tsv`), and with one (Unsplash's `photos.tsv000`: photo_id, photo_image_url, photo_description,
-    ai_description, ...). A picture is found, anywhere under `image_root` and with any image suffix, by the first of
-    these names that exists: its id, or in a table without ids the number of its row from 0, as 9 digits (img2dataset's
-    `files` output with 10,000 samples per shard) or plain; the MD5 or SHA-256 of its URL in hexadecimal. Rows whose
-    picture was never downloaded are left out and told to `on_missing`.
+    Two kinds are published. Without a header, a table has the two columns caption and URL in any order (CC3M's
+    `Train_GCC-training.tsv`). With a header, it has named columns (Unsplash's `photos.tsv000`: photo_id,
+    photo_image_url, photo_description, ai_description, ...).
+
+    A picture may lie anywhere under `image_root` and have any image suffix. Its name is the first of these that exists:
+    its id, or in a table without ids the number of its row from 0, with 9 digits (img2dataset's `files` output with
+    10,000 samples per shard) or without leading zeros; or the MD5 or SHA-256 of its URL in hexadecimal.
+
+    Args:
+        on_missing: called with a name and a fault for each row whose picture was never downloaded, which is left out.
 
     Raises:
-        SchemaError: a column is missing, the table is damaged, or no picture at all is found.
+        SchemaError: a column is missing, the table is damaged, or no picture is found.
     """
     known = {file.stem: str(file) for file in _image_files(image_root)}
     rows, tried = [], []
@@ -373,8 +402,8 @@ def read_table(
     if not rows:
         raise SchemaError(
             f"{path}: none of its images is under {image_root}; for its first row looked for "
-            f"{', '.join(f'{name}.jpg' for name in tried) or 'nothing, the table is empty'}. Download the images "
-            "first (for example with img2dataset) and pass their folder as image_root."
+            f"{', '.join(f'{name}.jpg' for name in tried) or 'nothing, because the table is empty'}. Download the "
+            "images first (for example with img2dataset) and pass their folder as image_root."
         )
     return _columns(rows)
 
@@ -391,16 +420,16 @@ def _picture_names(number: int, identifier: str, url: str) -> list[str]:
 
 def _table_rows(path: Path, columns: Mapping[str, str | list[str]]) -> Iterator[dict | None]:
     with path.open(encoding=ENCODING, errors="replace", newline="") as lines, _table_errors(path):
-        # Unsplash's .csv000 were its .tsv000.
+        # Unsplash's .csv000 have tabs between their columns.
         delimiter = "\t" if path.suffix.lower().startswith(".tsv") or "\t" in lines.readline() else ","
         lines.seek(0)
-        # Captions of tables without a header hold single quotation marks; such tables quote nothing.
+        # Tables without a header quote nothing, and their captions may hold a single quotation mark.
         first = next(csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE), [])
         lines.seek(0)
         url_at = next((at for at, cell in enumerate(first) if cell.startswith(("http://", "https://"))), None)
         if len(first) == 2 and url_at is not None:
             for row in csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE):
-                # A row that is not understood still counts, since pictures are named by the number of their row.
+                # A row that is not understood still counts, because pictures are named by the number of their row.
                 whole = len(row) == 2
                 yield {"url": row[url_at], "captions": caption_list(row[1 - url_at]), "id": ""} if whole else None
             return
@@ -419,13 +448,14 @@ def _table_rows(path: Path, columns: Mapping[str, str | list[str]]) -> Iterator[
 
 
 def iter_shards(shards: list[str], columns: Mapping[str, str | list[str]]) -> Iterator[dict]:
-    """Samples of WebDataset shards: files that share the path up to the first dot of the name, next to each other.
+    """
+    Yield the samples of WebDataset shards. A sample is neighbouring files with one path up to the name's first dot.
 
-    Unlike `datasets`' own reader it takes shards whose samples differ in their files: `a.jpg` here, `b.png` there, a
-    caption missing. Captions are a sample's `.txt` (or `.caption`, `.text`), else the fields `caption`, `captions` or
-    `text` of its `.json`; `columns` names other extensions or other fields. The JSON is kept as a string.
+    Unlike `datasets`' own reader, this one takes shards whose samples differ in their files: one has a `.jpg`, another
+    a `.png` and no caption. A sample's captions are its `.txt` (or `.caption`, `.text`), or else the fields `caption`,
+    `captions` or `text` of its `.json`; `columns` names other extensions or fields. The JSON is kept as a string.
 
-    A shard that ends too early yields what it holds, and a warning is logged.
+    A truncated shard yields the samples that it holds, and a warning is logged.
     """
     for shard in shards:
         samples = 0
@@ -434,7 +464,9 @@ def iter_shards(shards: list[str], columns: Mapping[str, str | list[str]]) -> It
                 samples += 1
                 yield _sample(key, files, columns, shard)
         except (tarfile.ReadError, EOFError, zlib.error) as error:
-            logger.warning("%s: ends too early (%s); used its first %d samples. Fetch it again.", shard, error, samples)
+            logger.warning(
+                "%s ends too early (%s); used its first %d samples. Download it again.", shard, error, samples
+            )
 
 
 def _samples(shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -444,7 +476,7 @@ def _samples(shard: str) -> Iterator[tuple[str, dict[str, bytes]]]:
             if not member.isfile():
                 continue
             folder, _, name = member.name.rpartition("/")
-            if name.startswith("."):  # macOS puts "._a.png" before a.png
+            if name.startswith("."):  # macOS writes "._a.png" before a.png
                 continue
             stem, _, extension = name.partition(".")
             key = f"{folder}/{stem}" if folder else stem
@@ -463,7 +495,7 @@ def _sample(key: str, files: Mapping[str, bytes], columns: Mapping[str, str | li
     try:
         fields = json.loads(files.get("json") or b"{}")
     except ValueError:
-        fields = {}  # the picture and a .txt may still be good; without a caption the sample is counted as skipped
+        fields = {}  # the picture and a .txt may be good; a sample without a caption is counted as skipped
     fields = fields if isinstance(fields, dict) else {}
     names = columns.get("captions", CAPTION_COLUMNS)
     names = [names] if isinstance(names, str) else list(names)

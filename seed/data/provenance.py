@@ -1,4 +1,4 @@
-"""What made a file: hashes of weights and preprocessing that stand beside everything computed with them."""
+"""Hashes of weights and preprocessing, which are stored with everything that is computed with them."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ def weight_hash(module: torch.nn.Module) -> str:
     """
     Return the SHA-256 over names, shapes, dtypes and values of a module's tensors.
 
-    The counters of batch norms count as zero: how often a network was trained changes nothing that it computes.
+    The step counters of batch norms count as zero, because they change nothing that a network computes.
     """
     return hash_tensors(
         (name, torch.zeros_like(tensor) if name.endswith("num_batches_tracked") else tensor)

@@ -1,7 +1,6 @@
-"""Contact sheets: many small pictures with words under each, to be looked at."""
+"""Contact sheets: many small pictures with words under each, for people to look at."""
 
 import math
-import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +9,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-PICTURES = 64  # of a sheet
+from ..files_seed import replacing_file
+
+PICTURES = 64  # on a sheet
 COLUMNS = 8
-CELL, MARGIN, LINE = 96, 6, 14
+CELL, MARGIN, LINE = 96, 6, 14  # pixels
 
 
 @dataclass
 class SheetCell:
     """
+    A picture on a contact sheet, with its words.
+
     Args:
-        image: RGB.
-        title: under it, on one or two lines.
+        image: the picture, in RGB.
+        title: the words under it, on one or two lines.
         note: a grey line under the title.
     """
 
@@ -30,7 +33,7 @@ class SheetCell:
 
 
 def sheet_rows(count: int, seed: int, pictures: int = PICTURES) -> np.ndarray:
-    """Choose which of `count` results are shown, in order, by the seed alone: good and bad ones alike."""
+    """Choose which of `count` results a sheet shows, in order. The seed alone decides, not how good they are."""
     return np.sort(np.random.default_rng([seed, 64]).permutation(count)[:pictures])
 
 
@@ -53,11 +56,10 @@ def draw_sheet(cells: Sequence[SheetCell], columns: int = COLUMNS) -> Image.Imag
 
 
 def save_sheet(cells: Sequence[SheetCell], path: Path) -> None:
-    """Write a PNG of 256 colours, all or nothing; small enough to be committed (64 pictures: under 400 KB)."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Write a sheet whole or not at all. It is a PNG of 256 colours, so that 64 pictures take less than 400 KB."""
     few_colors = draw_sheet(cells).quantize(256, dither=Image.Dither.NONE)
-    few_colors.save(temporary, "PNG", optimize=True)
-    os.replace(temporary, path)
+    with replacing_file(path) as temporary:
+        few_colors.save(temporary, "PNG", optimize=True)
 
 
 def tile(images: Sequence[Image.Image], margin: int = 4) -> Image.Image:
@@ -73,7 +75,7 @@ def tile(images: Sequence[Image.Image], margin: int = 4) -> Image.Image:
 
 
 def plain_letters(text: str) -> str:
-    """Remove the accents of letters: Pillow's own font has none and would draw boxes in their place."""
+    """Remove the accents of letters, because Pillow's own font lacks them and would draw boxes instead."""
     return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
 
 
@@ -85,7 +87,7 @@ def fit(image: Image.Image, side: int) -> Image.Image:
 
 
 def _two_lines(text: str, draw: ImageDraw.ImageDraw, font) -> list[str]:
-    """Put as many words as fit on the first line, all others on the second."""
+    """Split a text into one or two lines. The first holds as many words as fit, the second all others."""
     words = text.split()
     fitting = len(words)
     while fitting > 1 and draw.textlength(" ".join(words[:fitting]), font) > CELL:
@@ -95,6 +97,7 @@ def _two_lines(text: str, draw: ImageDraw.ImageDraw, font) -> list[str]:
 
 
 def _shorten(text: str, draw: ImageDraw.ImageDraw, font) -> str:
+    """Cut a text to the width of a cell, with an ellipsis at its end."""
     while draw.textlength(text, font) > CELL + MARGIN // 2 and len(text) > 4:
         text = text.removesuffix("…")[:-1].rstrip() + "…"
     return text

@@ -1,4 +1,4 @@
-"""Texts as features of an image tokenizer's text branch, with which pictures and codes are compared."""
+"""Features of texts by an image tokenizer's text branch, which pictures and codes are compared with."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from ..configuration_seed import SeedConfig
 from ..modeling_seed import SeedModel
 
-# As in training (BLIP-2's max_txt_len); longer texts are cut.
+# Longer texts are cut, as in training (BLIP-2's max_txt_len).
 MAX_TEXT_LENGTH = 32
 
 
@@ -18,8 +18,8 @@ def load_text_tokenizer(folder: str | Path, config: SeedConfig):
     Load the text tokenizer of an image tokenizer's text branch.
 
     Args:
-        folder: of the image tokenizer.
-        config: the image tokenizer's.
+        folder: the folder of the image tokenizer.
+        config: the configuration of the image tokenizer.
 
     Raises:
         FileNotFoundError: the folder holds no text tokenizer.
@@ -27,17 +27,15 @@ def load_text_tokenizer(folder: str | Path, config: SeedConfig):
     """
     if not config.use_text_branch:
         raise ValueError(
-            f"{folder} has no text branch, with which texts are compared. Make it again with one: `seed "
-            "convert seed1` takes it from the checkpoint where that holds it. (Captions alone need none: leave "
-            "--train-data out.)"
+            f"{folder} has no text branch, which texts are compared with. Make it again with one: `seed convert "
+            "seed1` takes it from the checkpoint if that holds one. (Captions alone need none: leave --train-data out.)"
         )
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{folder} has no text tokenizer, with which texts are compared. Save the one of its text branch there; "
-            "the released SEED's is bert-base-uncased with the added token [DEC] (`seed convert seed1 "
-            "--text-tokenizer`)."
+            f"{folder} has no text tokenizer, which its text branch needs. Save it there; the one of the released SEED "
+            "is bert-base-uncased with the added token [DEC] (`seed convert seed1 --text-tokenizer`)."
         ) from error
 
 
@@ -48,8 +46,9 @@ def encode_texts(model: SeedModel, text_tokenizer, texts: Sequence[str], batch_s
 
     Args:
         model: an image tokenizer with a text branch.
-        text_tokenizer: see [`load_text_tokenizer`].
-        batch_size: how many texts are encoded at a time.
+        text_tokenizer: the tokenizer of that branch, see [`load_text_tokenizer`].
+        texts: the texts, which are cut to 32 tokens.
+        batch_size: the number of texts that are encoded at a time.
     """
     length = min(MAX_TEXT_LENGTH, model.config.qformer_config.max_position_embeddings)
     parts = []

@@ -1,4 +1,4 @@
-"""Bulk tokenisation: many pictures to one Parquet file of codes; broken ones named, a killed run continued."""
+"""Bulk tokenisation: many pictures to one Parquet file of codes. Broken ones are listed; a killed run continues."""
 
 import dataclasses
 import hashlib
@@ -15,20 +15,20 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
-from ..files_seed import write_atomically
+from ..files_seed import replacing_file, write_atomically
 from ..image_processing_seed import SeedImageProcessorPil
 from ..modeling_seed import SeedModel
 from ..repository_seed import SeedRepository
 from .codes import CodesMetadata, codes_schema
 from .image_text import SkipReport, load_image_text, picture_file_states
-from .image_text_sources import TABLE_SUFFIXES, captions_of_folders, sidecar_captions, sidecar_of
+from .image_text_sources import TABLE_SUFFIXES, captions_of_folders, files_below, sidecar_captions, sidecar_of
 from .images import ImageSource, InvalidImageError, images_below, list_images, load_image
 
-# Files that hold image-text data; everything else that is named is a picture or a folder of pictures.
+# Files with these suffixes hold image-text data. All other paths are pictures or folders of pictures.
 DATA_SUFFIXES = (".parquet", ".tar", ".json")
-# Pictures per part file: what a kill costs at most, against the number of files while a long run goes on.
+# The number of pictures in a part file. It limits what a kill costs, and the number of files during a long run.
 ROWS_PER_PART = 256
-# Of the schema's metadata: of which run the file is the result.
+# The key in the schema's metadata that describes the run which made the file.
 RUN_KEY = b"seed_run"
 _FILES = "picture_files"
 
@@ -36,10 +36,12 @@ _FILES = "picture_files"
 @dataclass
 class Picture:
     """
+    A picture to tokenise.
+
     Args:
-        id: path, the data set's own id, or the row number there; printable, see [`_printable`].
-        source: for [`load_image`].
-        captions: of image-text data.
+        id: its path, its id in the data set, or its row number there, without bytes that are not UTF-8.
+        source: what [`load_image`] opens.
+        captions: its captions; None if the pictures have none.
     """
 
     id: str
@@ -49,30 +51,33 @@ class Picture:
 
 class PictureList(Sequence):
     """
-    Pictures to tokenise, numbered, opened when their turn comes.
+    Pictures to tokenise, in order. Each is opened when its turn comes.
 
     Args:
-        paths: images and folders of images, with the captions that `metadata.jsonl`, `metadata.csv` or a `.txt` beside
-            a picture has for them; or image-text data (`.parquet`, `.tar`, `.json`, `.tsv`, `.csv`, a folder of the
-            first two).
-        image_root: folder that file names in image-text data are relative to; default: the folder of the data.
-        split: of image-text data, as in [`load_image_text`].
+        paths: images and folders of images, whose captions come from `metadata.jsonl`, `metadata.csv` or a `.txt`
+            beside a picture; or image-text data (`.parquet`, `.tar`, `.json`, `.tsv`, `.csv`, or a folder of the first
+            two).
+        image_root: the folder that file names in image-text data are relative to. The default is the folder of the
+            data.
+        split: the split of image-text data to read, see [`load_image_text`].
 
-    `fingerprint` tells the pictures from others by the names, sizes and times of the files that were named,
-    `file_states` by those of the pictures that such files name in turn.
-    `not_downloaded` counts the rows of a table whose pictures are not there.
+    Attributes:
+        has_captions: whether the pictures have captions.
+        fingerprint: a hash of the names, sizes and times of the files that were named.
+        file_states: a hash of those of the pictures that such files name in turn; "" if there are none.
+        not_downloaded: the number of rows of a table whose pictures were never downloaded.
 
     Raises:
         FileNotFoundError: a path does not exist.
-        ValueError: a folder without images; both kinds at once; image-text data without the expected columns; a split
-            that is missing or unknown.
+        ValueError: a folder has no images, pictures and image-text data are mixed, image-text data lack a column, or
+            the split is missing or unknown.
     """
 
     def __init__(self, paths: Sequence[str | Path], image_root: str | Path | None = None, split: str | None = None):
         data = [path for path in paths if _holds_data(path)]
         if data and len(data) < len(paths):
             other = next(path for path in paths if path not in data)
-            raise ValueError(f"{data[0]} holds image-text data, {other} does not; tokenise them one after the other.")
+            raise ValueError(f"{data[0]} holds image-text data, but {other} does not; tokenise them one by one.")
         self._are_rows, self.has_captions = bool(data), bool(data)
         report = SkipReport()
         if data:
@@ -80,7 +85,7 @@ class PictureList(Sequence):
             files = [file for path in paths for file in _data_files(Path(path))]
         elif split is not None:
             raise ValueError(
-                f"split is {split!r}, but {paths[0]} is a picture or a folder of pictures, which has no splits; leave "
+                f"split is {split!r}, but {paths[0]} is a picture or a folder of pictures and has no splits. Leave "
                 "split out, or name image-text data."
             )
         else:
@@ -110,12 +115,14 @@ class PictureList(Sequence):
 @dataclass
 class TokenizationSummary:
     """
+    What a run of [`tokenize_pictures`] did.
+
     Args:
         output: the file of codes.
-        tokenized: pictures in it.
-        skipped: `(row, id, reason)` of the pictures that could not be opened.
-        skipped_file: where they are listed; None if there are none.
-        continued_from: pictures that an earlier run of the same command had done.
+        tokenized: the number of pictures in it.
+        skipped: `(row, id, reason)` of each picture that could not be opened.
+        skipped_file: the file that lists them; None if there are none.
+        continued_from: the number of pictures that earlier runs had done.
     """
 
     output: Path
@@ -129,11 +136,13 @@ def load_image_tokenizer(
     name: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> tuple[SeedModel, SeedImageProcessorPil]:
     """
-    The image tokenizer that a model argument names, without its text branch, and its image processor.
+    Load an image tokenizer without its text branch, and its image processor.
 
     Args:
-        name: a SEED repository, or an image tokenizer's own folder or Hub id.
-        dtype: codes that are stored or compared are made in float32 unless asked otherwise.
+        name: a SEED repository, or the folder or Hub id of an image tokenizer alone.
+        dtype: the dtype to compute in. Codes that are stored or compared are made in float32 (our choice), because
+            near-ties of two codes fall otherwise in lower precision.
+        device: the device to compute on.
     """
     folder = SeedRepository(name).image_tokenizer_folder()
     model = SeedModel.from_pretrained(folder, use_text_branch=False, dtype=dtype).eval().to(device)
@@ -149,25 +158,25 @@ def tokenize_pictures(
     progress: bool = True,
 ) -> TokenizationSummary:
     """
-    Writes the codes of pictures to a Parquet file, in their order.
+    Write the codes of pictures to a Parquet file, in the pictures' order.
 
-    Pictures that cannot be opened are left out and listed in a file beside `output`: of `codes.parquet` in
-    `codes.skipped.jsonl`. Codes are kept in a folder (`codes.parquet.partial`) until all are there, so that the same
-    call after a kill goes on where it stopped. A picture's codes do not depend on the batch it is in (near-ties of two
-    codes excepted).
+    Pictures that cannot be opened are left out and listed in a file beside `output`, such as `codes.skipped.jsonl`
+    beside `codes.parquet`. Codes are kept in a folder (`codes.parquet.partial`) until all are there, so the same call
+    continues a run that was killed. A picture's codes do not depend on its batch, except for near-ties of two codes.
 
     Args:
-        output: the Parquet file; columns `id`, `codes` and, of image-text data, `captions`; what made them is in its
-            schema's metadata (see [`CodesMetadata`]).
+        pictures: the pictures. They are opened batch by batch, and the next batch while the model works on one.
+        output: the Parquet file, with the columns `id`, `codes` and, if the pictures have captions, `captions`. Its
+            schema's metadata say what made the codes, see [`CodesMetadata`].
         model, image_processor: see [`load_image_tokenizer`].
+        batch_size: the number of pictures that are tokenised at a time.
+        progress: whether to show a progress bar.
 
     Raises:
         ValueError: `output`, or an unfinished run for it, is of other pictures or of another model; or no picture could
             be opened.
     """
     output = Path(output)
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; expected at least 1.")
     metadata = CodesMetadata.of(model, image_processor)
     run = dataclasses.asdict(metadata) | {"pictures": pictures.fingerprint, "rows_per_part": ROWS_PER_PART}
     run |= {_FILES: pictures.file_states}
@@ -184,7 +193,9 @@ def tokenize_pictures(
         for start, part in parts:
             if not part.exists():
                 rows = range(start, min(start + ROWS_PER_PART, len(pictures)))
-                _write_part(part, schema, _tokenize_rows(pictures, rows, model, image_processor, batch_size, bar))
+                records = _tokenize_rows(pictures, rows, model, image_processor, batch_size, bar)
+                with replacing_file(part) as temporary:
+                    pq.write_table(pa.Table.from_pylist(records, schema=schema), temporary)
     summary = _assemble(output, [part for _, part in parts], schema.remove(schema.get_field_index("error")), run)
     summary.continued_from = done
     shutil.rmtree(partial)
@@ -199,7 +210,7 @@ def tokenize_pictures(
 def _tokenize_rows(
     pictures: PictureList, rows: range, model: SeedModel, image_processor, batch_size: int, bar: tqdm
 ) -> list[dict]:
-    """One record per row, in order; `codes` is None and `error` says why where a picture cannot be opened."""
+    """Return a record of each row, in order. If a picture cannot be opened, `codes` is None and `error` says why."""
     records = []
     for batch in _open_batches(pictures, rows, image_processor, batch_size):
         opened = [pixels for _, pixels in batch if isinstance(pixels, torch.Tensor)]
@@ -221,7 +232,11 @@ def _tokenize_rows(
 def _open_batches(
     pictures: PictureList, rows: range, image_processor, batch_size: int
 ) -> Iterator[list[tuple[Picture, torch.Tensor | str]]]:
-    """Batches of pictures with their pixel values, or the reason why there are none; the next is opened meanwhile."""
+    """
+    Yield batches of pictures with their pixel values, or with the reason why a picture has none.
+
+    The next batch is opened meanwhile.
+    """
 
     def submit(chunk: range) -> list[tuple[Picture, Future]]:
         chosen = [pictures[row] for row in chunk]
@@ -237,6 +252,7 @@ def _open_batches(
 
 
 def _open(picture: Picture, image_processor) -> torch.Tensor | str:
+    """Return the pixel values of a picture, or why it cannot be opened."""
     try:
         image = load_image(picture.source)
     except InvalidImageError as error:
@@ -245,7 +261,7 @@ def _open(picture: Picture, image_processor) -> torch.Tensor | str:
 
 
 def _printable(text: str) -> str:
-    """Bytes of a file name that are not UTF-8, which Python keeps as surrogates and Arrow refuses, spelt out."""
+    """Spell out the bytes of a file name that are not UTF-8. Python keeps them as surrogates, which Arrow refuses."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -253,60 +269,73 @@ def _printable(text: str) -> str:
 
 
 def _holds_data(path: str | Path) -> bool:
+    """Return whether a path holds image-text data, not pictures."""
     path, suffix = Path(path), Path(path).suffix.lower()
-    if path.is_dir():  # of shards, unless there are pictures
+    if path.is_dir():  # a folder with pictures counts as pictures, even if it also holds shards
         return next(images_below(path), None) is None and bool(_data_files(path))
     return suffix in DATA_SUFFIXES or suffix.startswith(TABLE_SUFFIXES)
 
 
 def _data_files(path: Path) -> list[Path]:
-    """A file of data, or those in a folder."""
+    """Return a file of image-text data, or all of those in a folder."""
     if not path.is_dir():
         return [path]
-    files = sorted(file for kind in ("*.parquet", "*.tar") for file in path.rglob(kind))
+    files = sorted(file for suffix in (".parquet", ".tar") for file in files_below(path, suffix))
     for file in files:
         if file.suffix == ".parquet" and "codes" in _columns_of(file):
-            raise ValueError(f"{path} holds data and, in {file}, codes: put what is written into another folder.")
+            raise ValueError(f"{path} holds data and, in {file}, codes; move the codes to another folder.")
     return files
 
 
 def _columns_of(file: Path) -> list[str]:
     try:
         return pq.read_schema(file).names
-    except pa.ArrowInvalid:  # which reading will name
+    except pa.ArrowInvalid:  # reading the file will name the fault
         return []
 
 
 def _fingerprint(files: Sequence[Path], image_root: str | Path | None, split: str | None) -> str:
-    """Hash of names, sizes and times of files, and what is read of them, by which a run is recognised."""
+    """Return a hash of names, sizes and times of files, and of what is read from them. It tells runs apart."""
     digest = hashlib.sha256(str(image_root).encode())
     if split is not None:
         digest.update(f"\0{split}".encode())
     for file in files:
         try:
             state = file.stat()
-        except OSError:  # a link that leads nowhere, which opening will name
+        except OSError:  # a link that leads nowhere; opening it will name the fault
             state = file.lstat()
         digest.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
 def _is_complete(output: Path, run: dict) -> bool:
+    """
+    Return whether an earlier run has written all codes to `output`.
+
+    Raises:
+        ValueError: the file is the result of another run, or of none.
+    """
     if not output.exists():
         return False
     try:
         found = (pq.read_schema(output).metadata or {}).get(RUN_KEY)
     except pa.ArrowInvalid:
         found = None
-    # Before they were remembered, there is nothing to compare the files with.
+    # Earlier versions did not store the states of the pictures' own files, so theirs are not compared.
     if found is None or {_FILES: run[_FILES]} | json.loads(found) != run:
         raise ValueError(
-            f"{output} exists and holds codes of other pictures or of another model: name another file, or delete it."
+            f"{output} exists and holds codes of other pictures or of another model; name another file, or delete it."
         )
     return True
 
 
 def _start_or_continue(partial: Path, run: dict) -> None:
+    """
+    Make the folder of an unfinished run, or check that it belongs to the same run.
+
+    Raises:
+        ValueError: it belongs to another run.
+    """
     manifest = partial / "run.json"
     if not manifest.exists():
         partial.mkdir(parents=True, exist_ok=True)
@@ -316,45 +345,34 @@ def _start_or_continue(partial: Path, run: dict) -> None:
     differing = sorted(key for key in run if found.get(key) != run[key])
     if differing:
         raise ValueError(
-            f"{partial} holds an unfinished run with another {', '.join(differing)}: repeat its command to finish it, "
+            f"{partial} holds an unfinished run with another {', '.join(differing)}. Repeat its command to finish it, "
             "name another output, or delete that folder."
         )
 
 
-def _write_part(part: Path, schema: pa.Schema, records: list[dict]) -> None:
-    temporary = part.with_name(part.name + ".tmp")
-    pq.write_table(pa.Table.from_pylist(records, schema=schema), temporary)
-    os.replace(temporary, part)
-
-
 def _assemble(output: Path, parts: list[Path], schema: pa.Schema, run: dict) -> TokenizationSummary:
-    """The parts as one file, without the pictures that could not be opened, which are listed in another."""
-    summary = TokenizationSummary(output=output)
-    schema = schema.with_metadata(schema.metadata | {RUN_KEY: json.dumps(run)})
-    temporary = output.with_name(output.name + ".tmp")
-    with pq.ParquetWriter(temporary, schema) as writer:
-        row = 0
-        for part in parts:
-            table = pq.read_table(part)
-            for offset, error in enumerate(table["error"].to_pylist()):
-                if error is not None:
-                    summary.skipped.append((row + offset, table["id"][offset].as_py(), error))
-            row += len(table)
-            kept = table.filter(pa.compute.is_null(table["error"])).drop_columns("error")
-            writer.write_table(kept.replace_schema_metadata(schema.metadata))
-            summary.tokenized += len(kept)
+    """Write the parts as one file, and a list of the pictures that could not be opened beside it."""
+    outcomes = [row for part in parts for row in pq.read_table(part, columns=["id", "error"]).to_pylist()]
+    skipped = [(number, row["id"], row["error"]) for number, row in enumerate(outcomes) if row["error"] is not None]
+    summary = TokenizationSummary(output=output, tokenized=len(outcomes) - len(skipped), skipped=skipped)
     skipped_file = _skipped_file(output)
     skipped_file.unlink(missing_ok=True)
-    if summary.skipped:
-        lines = (json.dumps({"row": row, "id": id, "error": error}) + "\n" for row, id, error in summary.skipped)
+    if skipped:
+        lines = (json.dumps({"row": row, "id": id, "error": error}) + "\n" for row, id, error in skipped)
         write_atomically(skipped_file, "".join(lines))
         summary.skipped_file = skipped_file
-    os.replace(temporary, output) if summary.tokenized else temporary.unlink()
+    if summary.tokenized:
+        schema = schema.with_metadata(schema.metadata | {RUN_KEY: json.dumps(run)})
+        with replacing_file(output) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+            for part in parts:
+                table = pq.read_table(part)
+                kept = table.filter(pa.compute.is_null(table["error"])).drop_columns("error")
+                writer.write_table(kept.replace_schema_metadata(schema.metadata))
     return summary
 
 
 def _summary_of(output: Path) -> TokenizationSummary:
-    """Summary of a file that an earlier run finished."""
+    """Return the summary of a file that an earlier run finished."""
     tokenized = pq.read_metadata(output).num_rows
     summary = TokenizationSummary(output=output, tokenized=tokenized, continued_from=tokenized)
     if _skipped_file(output).exists():

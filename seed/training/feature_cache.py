@@ -97,7 +97,8 @@ def build_feature_cache(
     Args:
         images: one function per picture that returns it, so that pictures are opened when their turn comes.
         augment: makes views 1, 2, ... from a picture and a random state.
-        batch_size: number of views at a time. On a core with AVX2, a small convolutional encoder took 1.4 times as long with 64.
+        batch_size: number of views at a time. On a core with AVX2, a small convolutional encoder took 1.4 times as long
+            with 64.
         autocast: whether to compute in bfloat16, whose error is far below that of an augmentation; None does so where
             it is faster.
         identity: says which pictures they are, e.g. by a hash of their ids; it is stored with the cache, and compared

@@ -18,7 +18,6 @@ from seed import SeedModel, SeedPipeline, SeedProcessor
 from seed.commands.demo_sheet import QUESTION, contact_sheet, prefix_lengths, run_demo
 from seed.commands.main import main
 from seed.data import shipped_pictures
-from seed.evaluation.language_model import EvaluatedLanguageModel
 
 
 @pytest.fixture
@@ -191,30 +190,38 @@ def test_caption_and_ask(language_repository, image, tmp_path, monkeypatch, caps
     assert run("caption", image, image, "--model", language_repository) == 0
     caption = write(model, processor, processor.caption_prompts(images=[picture]), 32)
     assert " ".join(capsys.readouterr().out.split()) == " ".join(f"{image}: {caption} {image}: {caption}".split())
-    # Of many pictures, a few at a time, in order.
-    monkeypatch.setattr("seed.commands.caption.PICTURES_PER_BATCH", 2)
+    # Many pictures are captioned in order, a few at a time.
+    monkeypatch.setattr("seed.generation_seed.IMAGES_PER_BATCH", 2)
     paths, batches = [tmp_path / f"{number}.png" for number in range(3)], []
     for path, made in zip(paths, pictures(3, seed=6)):
         made.save(path)
-    caption_batch = EvaluatedLanguageModel.caption
+    prompts = SeedProcessor.caption_prompts
     monkeypatch.setattr(
-        EvaluatedLanguageModel,
-        "caption",
-        lambda self, codes: batches.append(len(codes)) or caption_batch(self, codes),
+        SeedProcessor,
+        "caption_prompts",
+        lambda self, images=None, codes=None: batches.append(len(codes)) or prompts(self, images, codes),
+    )
+    tokenised, tokenize_images = [], SeedProcessor.tokenize_images
+    monkeypatch.setattr(
+        SeedProcessor,
+        "tokenize_images",
+        lambda self, images: tokenised.append(len(images)) or tokenize_images(self, images),
     )
     assert run("caption", *paths, "--model", language_repository) == 0
-    alone = [write(model, processor, processor.caption_prompts(images=[one]), 32) for one in pictures(3, seed=6)]
+    assert tokenised == [2, 1]
+    alone = [write(model, processor, prompts(processor, images=[one]), 32) for one in pictures(3, seed=6)]
     expected = "".join(f"{path}: {text}\n" for path, text in zip(paths, alone))
     assert capsys.readouterr().out.split() == expected.split() and batches == [2, 1] and len(set(alone)) > 1
+    monkeypatch.undo()
     assert run("ask", image, "what is it?", "--model", language_repository) == 0
     answer = write(model, processor, processor.question_prompts("what is it?", images=[picture]), 16)
     assert capsys.readouterr().out.strip() == answer
-    for verb, words, prompts in (
+    for verb, words, inputs in (
         ("caption", [], processor.caption_prompts(images=[picture])),
         ("ask", ["what is it?"], processor.question_prompts("what is it?", images=[picture])),
     ):
         assert run(verb, image, *words, "--model", language_repository, "--max-new-tokens", 3) == 0
-        short = write(model, processor, prompts, 3)
+        short = write(model, processor, inputs, 3)
         assert " ".join(capsys.readouterr().out.removeprefix(f"{image}:").split()) == " ".join(short.split())
 
 

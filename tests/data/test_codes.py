@@ -35,7 +35,7 @@ def test_a_stamped_table_can_be_trained_on(tmp_path, task):
     stamp_codes(path, path, METADATA)  # a file, in place, once more
     if task == "question":
         assert read_codes(path, 64, 4).metadata == METADATA
-    with pytest.raises(ValueError, match="mine.parquet: its codes are another image tokenizer's"):
+    with pytest.raises(ValueError, match="mine.parquet: another image tokenizer made its codes"):
         stamp_codes(path, tmp_path / "other.parquet", CodesMetadata("c" * 64, "b" * 64, "float32", 64, 4))
     assert [item.name for item in tmp_path.rglob("*.*")] == ["mine.parquet"]
 

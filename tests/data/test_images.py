@@ -4,6 +4,8 @@ import io
 import pickle
 import random
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -12,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from seed.data import augmentation
 from seed.data.augmentation import MAX_SIDE, augment
-from seed.data.images import InvalidImageError, list_images, load_image
+from seed.data.images import InvalidImageError, check_image, list_images, load_image
 
 
 def encoded(image, format="PNG", **options):
@@ -153,6 +155,8 @@ def test_broken_sources_name_themselves_and_the_fault(picture, tmp_path):
         path.write_bytes(data)
         with pytest.raises(InvalidImageError, match=rf"{name}.*({fault})"):
             load_image(path)
+        with pytest.raises(InvalidImageError, match=rf"{name}.*({fault})"):
+            check_image(path)
         with pytest.raises(InvalidImageError, match=rf"{name}.*({fault})") as caught:
             load_image({"bytes": data, "path": name})
         again = pickle.loads(pickle.dumps(caught.value))
@@ -185,6 +189,15 @@ def test_decompression_bomb_is_refused_before_it_is_decoded():
     assert load_image(encoded(Image.new("RGB", (100, 100))), max_pixels=10_000).size == (100, 100)
 
 
+def test_checking_a_picture_does_not_import_torch(picture, tmp_path):
+    """Commands check their pictures at once; torch takes seconds."""
+    picture.save(tmp_path / "a.png")
+    code = "import sys; from seed.data.images import check_image; check_image(sys.argv[1]); print(*sys.modules)"
+    arguments = [sys.executable, "-c", code, str(tmp_path / "a.png")]
+    modules = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout.split()
+    assert "seed.data.images" in modules and not {"torch", "transformers", "datasets"} & set(modules)
+
+
 def test_list_images_expands_and_sorts(tmp_path, picture):
     for name in ("b/2.PNG", "b/1.jpg", "a.webp", "b/notes.txt", ".hidden/c.png", "b/.d.png"):
         path = tmp_path / name
@@ -195,7 +208,7 @@ def test_list_images_expands_and_sorts(tmp_path, picture):
     named = list_images([tmp_path / "b/notes.txt", tmp_path / "b", str(tmp_path / "b/1.jpg")])
     assert [path.name for path in named] == ["notes.txt", "1.jpg", "2.PNG"]
     (tmp_path / "void").mkdir()
-    with pytest.raises(ValueError, match="void: no images"):
+    with pytest.raises(ValueError, match="void: this folder has no images"):
         list_images(tmp_path / "void")
     with pytest.raises(FileNotFoundError, match="gone: no such file"):
         list_images([tmp_path / "a.webp", tmp_path / "gone"])

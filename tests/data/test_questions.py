@@ -63,5 +63,5 @@ def test_pictures_outside_of_the_folder_are_refused(tmp_path):
 def test_a_column_of_pictures_of_another_kind_is_refused(tmp_path):
     for image in ([[1, 2]], [7], [{"url": "https://x"}]):
         pq.write_table(pa.table({"question": ["what?"], "answer": ["a"], "image": image}), tmp_path / "q.parquet")
-        with pytest.raises(ValueError, match="column 'image' holds .* expected the bytes or the path of a picture"):
+        with pytest.raises(ValueError, match="column 'image' holds .* expected a picture's bytes or path"):
             QuestionFile(tmp_path / "q.parquet")
