@@ -1,8 +1,8 @@
-"""Open a page to play with: it takes a picture and shows its codes, and what the first k of them draw.
+"""Show a page to play with: it takes a picture, and shows its codes and what the first k of them draw.
 
     pip install -e ".[app]" && python examples/app.py [--model FOLDER_OR_ID]
 
-The page opens on this machine only, at port 7860 of 127.0.0.1.
+The page opens on this machine only, at http://127.0.0.1:7860.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from seed.data import load_image, shipped_pictures
 
 
 def build(model: str) -> gradio.Blocks:
-    """Build the page around one loaded pipeline."""
+    """Return the page around one loaded pipeline."""
     pipeline = SeedPipeline.from_pretrained(model, dtype=torch.float32)
     num_codes = pipeline.image_tokenizer.config.num_codes
 

@@ -17,14 +17,14 @@ def add_data_options(parser: argparse.ArgumentParser, what: str = "image-text da
     Add `--data`, `--split` and `--image-root`.
 
     Args:
-        what: `--data` is.
-        several: `--data` may be repeated, and is a list then.
+        what: the help text of `--data`.
+        several: lets `--data` be repeated; the parsed value is then a list.
     """
     if several:
         parser.add_argument("--data", required=True, action="append", help=f"{what}; may be repeated")
     else:
         parser.add_argument("--data", required=True, help=what)
-    parser.add_argument("--split", help="the split of --data to read, where there are several")
+    parser.add_argument("--split", help="the split of --data to read, where it has several")
     parser.add_argument(
         "--image-root", metavar="DIR", help="folder of the pictures that JSON, Parquet files and tables name"
     )
@@ -32,9 +32,9 @@ def add_data_options(parser: argparse.ArgumentParser, what: str = "image-text da
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add `--recipe`, `--output` and `--max-steps`."""
-    parser.add_argument("--recipe", required=True, help="YAML file, see examples/recipes")
+    parser.add_argument("--recipe", required=True, help="YAML file of the stage, from examples/recipes or your own")
     parser.add_argument("--output", required=True, help="folder for the trained model and its checkpoints")
-    parser.add_argument("--max-steps", type=int, help="length of the run, instead of the recipe's epochs")
+    parser.add_argument("--max-steps", type=int, help="steps of the run, in place of the recipe's epochs")
 
 
 def parse_stage_arguments(
@@ -47,16 +47,16 @@ def parse_stage_arguments(
     Parse the command line of a script that trains a stage of the image tokenizer, and prepare its process.
 
     Args:
-        starts_from: what `--init` names; None for the stage that creates the model.
-        extra: further required options and their help.
-        optional: further options that need not be given, and their help.
+        starts_from: the help text of `--init`; None for the stage that creates the model.
+        extra: further required options and their help texts.
+        optional: further options that may be left out, and their help texts.
     """
     parser = make_parser(description)
     add_run_options(parser)
     add_data_options(parser, several=True)
     parser.add_argument("--extra-data", action="append", default=[], help="more data, with fewer views of each picture")
     parser.add_argument(
-        "--feature-cache", help="folder for cached vision features and their augmented views (default: neither)"
+        "--feature-cache", help="folder that caches vision features of pictures and augmented views (default: neither)"
     )
     if starts_from:
         parser.add_argument("--init", required=True, help=starts_from)

@@ -3,11 +3,11 @@
     python examples/build_codes.py --data emoji64/train.parquet --views 8 --model runs/image_tokenizer \
         --feature-cache runs/features --output runs/codes.parquet
 
-Rows with the same `id` are views of one picture. The column `view` numbers them, and view 0 is the picture itself;
-`seed tokenize` makes only that one, in float32. Vision features are cached as in the training stages: they are computed
-in bfloat16 where the machine is fast at it (the metadata of the codes say so) and kept in float16. The cache of the
-stages can be used if the weights are equal to the bit. A tokenizer that was packaged in another dtype needs a cache of
-its own. A run that was killed goes on where it stopped.
+Rows with the same `id` are views of one picture. The column `view` numbers them; view 0 is the picture itself, the only
+one that `seed tokenize` makes codes of, in float32. Vision features go through a cache like that of the training
+stages: they are computed in bfloat16 where the machine is fast at it, as the metadata of the codes say, and kept as
+float16. The stages' own cache can be used where the weights are the same to the bit; a tokenizer that was packaged in
+another dtype needs a cache of its own. A run that was killed continues where it stopped.
 """
 
 import dataclasses
@@ -28,19 +28,15 @@ from seed.training.stage import StageData, open_sources
 def main() -> None:
     parser = make_parser(__doc__)
     add_data_options(parser)
-    parser.add_argument("--model", required=True, help="SEED repository or image tokenizer")
-    parser.add_argument(
-        "--views", type=int, required=True, help="number of views of each picture, the picture itself included"
-    )
-    parser.add_argument(
-        "--feature-cache", required=True, help="folder for vision features; the training stages' own may be used"
-    )
+    parser.add_argument("--model", required=True, help="folder or Hub id of a SEED repository or an image tokenizer")
+    parser.add_argument("--views", type=int, required=True, help="views of each picture, the picture itself included")
+    parser.add_argument("--feature-cache", required=True, help="folder for the vision features, as in training")
     parser.add_argument("--output", required=True, help="the Parquet file to write")
     arguments = parser.parse_args()
 
     keep_freed_memory()
     folder = SeedRepository(arguments.model).image_tokenizer_folder()
-    # The stages load the model in float32 and with its text branch, and the cache compares the hash of all weights.
+    # This loads float32 and the text branch, as the stages do: the cache knows a part by the hash of all its weights.
     model = SeedModel.from_pretrained(folder, dtype=torch.float32).eval()
     processor = SeedImageProcessorPil.from_pretrained(folder)
 

@@ -1,15 +1,16 @@
-"""Fine-tune a SEED language model on a few pictures of your own, and see what it says and draws before and after.
+"""Fine-tune a SEED language model on a few pictures of your own, and compare what it says and draws before and after.
 
     python examples/finetune_lora.py --data my_pictures --output runs/mine
 
-`my_pictures` holds pictures with a .txt file of captions beside each, or any other image-text data that `seed tokenize`
-reads. Twenty pictures are enough to teach seed-tiny new words for what they show, but not for colours, which its codes
-hardly keep. It takes a few minutes on two cores. Several augmented views of each picture are learnt.
+`my_pictures` holds pictures with a .txt file of captions beside each; any other image-text data that `seed tokenize`
+reads will do. Twenty pictures are enough to teach seed-tiny new words for what they show, but not new colours, which
+its codes hardly keep. This takes a few minutes on two cores. The model learns several augmented views of each picture.
 
 The output folder is a SEED repository (`seed caption IMAGE --model runs/mine`). It points to the image tokenizer and
-the decoder of --model by relative paths. `SeedProcessor.from_pretrained("runs/mine").save_pretrained("shared",
-whole=True)` copies them, which makes a repository that can be moved. `adapter/` holds only what was trained, and
-before_after.png shows what changed.
+the decoder of --model by relative paths. `adapter/` holds only the weights that were trained, and before_after.png
+shows what changed. This writes a repository that holds copies of everything and can be moved:
+
+    SeedProcessor.from_pretrained("runs/mine").save_pretrained("shared", whole=True)
 """
 
 import random
@@ -32,7 +33,8 @@ from seed.training.language_stage import check_output, run_language_stage, save_
 from seed.training.lora import open_language_model
 from seed.training.runs import require_one_process
 
-SHOWN = 6  # so many pictures are on the sheet
+SHOWN = 6  # pictures on the sheet
+# Pixels: the side of a picture, the height of a line of text, and the space between them.
 CELL, LINE, MARGIN = 128, 18, 8
 
 
@@ -41,10 +43,9 @@ def main() -> None:
     add_data_options(parser, "folder of pictures and captions, or other image-text data")
     parser.add_argument("--output", required=True, type=Path, help="folder for the fine-tuned repository")
     parser.add_argument("--model", default=default_model(), help="SEED repository (default: seed-tiny)")
-    parser.add_argument("--recipe", default=Path(__file__).parent / "recipes" / "finetune" / "tiny.yaml", type=Path)
-    parser.add_argument(
-        "--views", type=int, default=8, help="number of views of each picture, the picture itself included"
-    )
+    recipe_file = Path(__file__).parent / "recipes" / "finetune" / "tiny.yaml"
+    parser.add_argument("--recipe", default=recipe_file, type=Path, help="YAML file (default: seed-tiny's)")
+    parser.add_argument("--views", type=int, default=8, help="views of each picture, the picture itself included")
     arguments = parser.parse_args()
     check_output(arguments.output, arguments.model)
     require_one_process()
@@ -72,7 +73,7 @@ def main() -> None:
     )
 
     count = min(SHOWN, len(images))
-    shown = [round(k * (len(images) - 1) / max(1, count - 1)) for k in range(count)]  # evenly over all
+    shown = [round(k * (len(images) - 1) / max(1, count - 1)) for k in range(count)]  # evenly spaced
     prompts = [captions[number][0] for number in shown]
 
     device = "cuda" if torch.cuda.is_available() else "cpu"  # training has moved the merged model to the first GPU
@@ -102,7 +103,7 @@ def main() -> None:
 
 @torch.no_grad()
 def tokenize_views(images: list[Image.Image], views: int, model, processor) -> torch.LongTensor:
-    """Return the codes of every picture and of `views - 1` augmented copies, `(pictures, views, num_codes)`."""
+    """Return the codes of every picture and of `views - 1` augmented copies of it, `(pictures, views, num_codes)`."""
     rows = []
     for number, image in enumerate(images):
         copies = [augment(image, random.Random(f"{number}-{view}")) for view in range(1, views)]
@@ -112,7 +113,10 @@ def tokenize_views(images: list[Image.Image], views: int, model, processor) -> t
 
 
 def before_after(images, prompts, before, after) -> Image.Image:
-    """Draw a row per picture: the picture, and what its caption draws before and after, above what it is called."""
+    """
+    Return a sheet with one row for each picture: the picture itself over its caption, and what the model draws from
+    that caption over what it calls the picture, before and after training.
+    """
     columns = [(images, prompts), before[::-1], after[::-1]]
     font = ImageFont.load_default(size=13)
     width, height = 2 * CELL + MARGIN, CELL + LINE + MARGIN

@@ -1,4 +1,4 @@
-"""Pretrain a bidirectional Q-Former on a frozen vision model as BLIP-2 does: contrastive, matching, captioning losses.
+"""Pretrain a bidirectional Q-Former on a frozen vision model with BLIP-2's contrastive, matching and captioning losses.
 
 SEED starts from BLIP-2's Q-Former. This script makes one for another vision model, or for other sizes.
 
@@ -7,11 +7,10 @@ SEED starts from BLIP-2's Q-Former. This script makes one for another vision mod
         --data emoji64/train.parquet --extra-data icons64.parquet \
         --feature-cache runs/features --output runs/qformer
 
-The vision model brings its own preprocessing if its folder has a preprocessor_config.json. The text tokenizer must be
-like BERT's, with `[CLS]`, `[SEP]` and `[PAD]`; examples/seed_tiny/train_text_tokenizer.py makes a small one.
+The vision model brings its own preprocessing if its folder has a preprocessor_config.json. The text tokenizer needs
+BERT's special tokens `[CLS]`, `[SEP]` and `[PAD]`; examples/seed_tiny/train_text_tokenizer.py makes a small one.
 
-Run the script again with the same arguments to resume. `accelerate launch examples/train_qformer.py ...` starts several
-processes.
+Run the same command again to resume. `accelerate launch examples/train_qformer.py ...` uses several processes.
 """
 
 from arguments import parse_stage_arguments, stage_data
@@ -46,12 +45,12 @@ def main() -> None:
     head = SeedForImageTextPretraining(model.config)
     head.model.vision_model.load_state_dict(model.vision_model.state_dict())
     start = {"text vocabulary": vocabulary_hash(tokenizer)}
-    if recipe.vision_model is not None:  # else drawn, as all the rest
+    if recipe.vision_model is not None:  # otherwise it is drawn at random, like all other weights
         start["vision model"] = loaded_hash(head.model.vision_model)
     apply_head_settings(head, recipe.head)
     sources = open_sources(data, recipe, head.model, processor, arguments.output, arguments.feature_cache)
     collator = ContrastiveCollator(tokenizer, processor, recipe.data.max_text_length)
-    recipe.vision_model = None  # The run knows it by its weights, not by where they lie.
+    recipe.vision_model = None  # The run knows the vision model by its weights, not by where they lie.
     run_stage(arguments.output, recipe, head, collator, sources, start, max_steps=arguments.max_steps)
     save_stage(arguments.output, head.model, processor, tokenizer, arguments.recipe)
 

@@ -1,15 +1,15 @@
-"""Train stage I: a Causal Q-Former, whose last embedding is contrasted with the caption (paper, section 3.1).
+"""Train stage I: a Causal Q-Former whose last embedding is contrasted with the caption (paper, section 3.1).
 
-The stage starts from a bidirectional Q-Former and makes its queries causal. In the paper that is BLIP-2's Q-Former
-(`seed convert blip2`); for seed-tiny examples/train_qformer.py makes it.
+Stage I starts from a bidirectional Q-Former and makes its queries causal. The paper starts from BLIP-2's Q-Former
+(`seed convert blip2` makes a folder of it); seed-tiny starts from what examples/train_qformer.py makes.
 
     python examples/train_stage1.py --recipe examples/recipes/stage1/tiny.yaml --init runs/qformer \
         --data emoji64/train.parquet --extra-data icons64.parquet \
         --feature-cache runs/features --output runs/stage1
 
-The recipe says that the queries become causal. recipes/stage1/tiny_bidirectional.yaml trains on without that, for the
-first row of the paper's Table 1. Run the script again with the same arguments to resume. `accelerate launch
-examples/train_stage1.py ...` starts several processes, and negatives are gathered from all of them.
+The recipe makes the queries causal. examples/recipes/stage1/tiny_bidirectional.yaml leaves them as they are and trains
+the control for the first row of the paper's Table 1. Run the same command again to resume. `accelerate launch
+examples/train_stage1.py ...` uses several processes; negatives come from all of them.
 """
 
 import torch
@@ -33,7 +33,7 @@ def main() -> None:
     head, info = SeedForContrastiveLearning.from_pretrained(
         arguments.init,
         config=config,
-        dtype=torch.float32,  # a packaged tokenizer is bfloat16, in which small updates are lost
+        dtype=torch.float32,  # a packaged tokenizer is in bfloat16, which would lose small updates
         new_modules=("temperature",),
         output_loading_info=True,
     )

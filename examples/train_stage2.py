@@ -1,15 +1,14 @@
 """Train stage II: codebook, code decoders and Reverse Q-Former on a frozen stage I (paper, section 3.2).
 
-The targets are the causal embeddings, and the text features that a Stable Diffusion model has of one fixed caption per
-picture. These features are computed before the training and kept if they fit in 4 GiB; otherwise each batch computes
-its own on the device that trains.
+The targets are the causal embeddings and a Stable Diffusion model's text features of one fixed caption for each
+picture. The text features are computed before training and kept if they fit in 4 GiB; otherwise each batch's features
+are computed on the device that trains.
 
     python examples/train_stage2.py --recipe examples/recipes/stage2/tiny.yaml --init runs/stage1 \
         --decoder runs/stable_diffusion --data emoji64/train.parquet \
         --feature-cache runs/features --output runs/image_tokenizer
 
-Run the script again with the same arguments to resume. `accelerate launch examples/train_stage2.py ...` starts several
-processes.
+Run the same command again to resume. `accelerate launch examples/train_stage2.py ...` uses several processes.
 """
 
 from pathlib import Path
@@ -62,7 +61,7 @@ def main() -> None:
     head, info = SeedForQuantization.from_pretrained(
         arguments.init,
         config=config,
-        dtype=torch.float32,  # a packaged tokenizer is bfloat16, in which small updates are lost
+        dtype=torch.float32,  # a packaged tokenizer is in bfloat16, which would lose small updates
         new_modules=NEW_MODULES,
         output_loading_info=True,
     )
@@ -76,7 +75,7 @@ def main() -> None:
         stage_data(arguments), recipe, head.model, processor, arguments.output, arguments.feature_cache
     )
     for source in sources:
-        if source.cache is not None:  # the Causal Q-Former is frozen too: its output is computed once
+        if source.cache is not None:  # the Causal Q-Former is frozen, so that its output is computed once
             with process_state().main_process_first():
                 source.cache = open_embedding_cache(head.model, source.cache)
     text_features.keep((captions[0] for source in sources for captions in source.captions), process_state().device)

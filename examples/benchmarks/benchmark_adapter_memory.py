@@ -1,6 +1,8 @@
 """
-What is trained, saved and held in memory: SEED-OPT with LoRA and its visual modules, beside stock OPT with the same
-LoRA, `resize_token_embeddings` and `modules_to_save` (`ensure_weight_tying`); each in a process of its own, one step.
+Measure what is trained, saved and held in memory, for SEED-OPT and for stock OPT.
+
+SEED-OPT has LoRA and its visual modules. Stock OPT has the same LoRA with `resize_token_embeddings`, `modules_to_save`
+and `ensure_weight_tying`. Each takes one training step in a process of its own.
 
     python examples/benchmarks/benchmark_adapter_memory.py --model 125m
     python examples/benchmarks/benchmark_adapter_memory.py --model 2.7b --layers 1
@@ -29,8 +31,8 @@ TEXT_ROWS = 50272
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=tuple(SHAPES), default="125m")
-    parser.add_argument("--layers", type=int, help="fewer layers than OPT's, to fit")
+    parser.add_argument("--model", choices=tuple(SHAPES), default="125m", help="size of OPT")
+    parser.add_argument("--layers", type=int, help="number of layers, to fit in memory (default: OPT's)")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--measure", choices=("seed", "stock"), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
@@ -57,7 +59,7 @@ def build(which: str, arguments: argparse.Namespace):
 
 
 def measure(which: str, arguments: argparse.Namespace) -> dict:
-    """One training step of AdamW on 4 x 64 tokens, then the adapter saved."""
+    """Take one training step of AdamW on 4 x 64 tokens, save the adapter, and return all sizes in bytes."""
     torch.manual_seed(0)
     baseline = resident_memory()["VmRSS"]
     model = build(which, arguments).train()

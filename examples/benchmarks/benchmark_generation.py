@@ -1,6 +1,7 @@
 """
-Writing images: tokens per second of SEED-OPT in image mode, beside stock `OPTForCausalLM.generate` with the same
-vocabulary, layers and batch in the same run. Random weights; the time does not depend on them.
+Measure how many tokens per second SEED-OPT writes in image mode, beside stock `OPTForCausalLM.generate`.
+
+Both have the same vocabulary, layers and batch, and run in turn. Weights are random; the time does not depend on them.
 
     python examples/benchmarks/benchmark_generation.py --model 125m --batch-sizes 1 8 --rounds 5     # 2 CPU minutes
     python examples/benchmarks/benchmark_generation.py --model 2.7b --dtype bfloat16 --batch-sizes 1 --rounds 2
@@ -39,7 +40,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def build(arguments: argparse.Namespace) -> tuple[SeedOPTForCausalLM, OPTForCausalLM]:
-    """SEED-OPT, and a stock OPT of the same shape whose two tables hold the whole vocabulary."""
+    """Return SEED-OPT, and a stock OPT of the same shape whose two tables hold the whole vocabulary."""
     width, layers, heads = SHAPES[arguments.model]
     shape = {
         "hidden_size": width,
@@ -63,6 +64,7 @@ def build(arguments: argparse.Namespace) -> tuple[SeedOPTForCausalLM, OPTForCaus
 
 
 def generators(models, batch_size: int, arguments: argparse.Namespace) -> dict:
+    """Return a function for each model that writes one image for each prompt of a batch."""
     ours, stock = models
     first = ours.config.boi_token_id
     prompt = torch.randint(3, first, (batch_size, PROMPT_LENGTH), device=arguments.device)
@@ -82,7 +84,7 @@ def generators(models, batch_size: int, arguments: argparse.Namespace) -> dict:
 
 
 def memory_limit(model: SeedOPTForCausalLM) -> int:
-    """Bytes of weights that one step in image mode reads at least: all layers and the visual head, no word tables."""
+    """Return the bytes of weights that a step in image mode must read: all layers and the visual head, no words."""
     tables = model.get_input_embeddings().weight.nbytes
     return sum(parameter.nbytes for parameter in model.parameters()) - tables
 
@@ -94,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(0)
     models = build(arguments)
     matmul = Matmul(arguments.matmul_size, getattr(torch, arguments.dtype), arguments.device)
-    # A matrix too large for the caches, times a vector: as fast as weights can be read in this precision.
+    # The matrix is too large for the caches, so that its product with a vector shows how fast weights can be read.
     rows = 2**15 if arguments.model != "toy" else 2**8
     matrix = torch.randn(rows, 2**12, device=arguments.device).to(getattr(torch, arguments.dtype))
     vector = matrix[0].clone()
@@ -103,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         tasks = generators(models, batch_size, arguments)
         for task in tasks.values():
             task()  # warm
-        # Reading memory, and multiplying matrices: what a small and what a large batch is bound by.
+        # Reading memory limits a small batch, and multiplying matrices limits a large one.
         tasks |= {"matmul": matmul, "read": lambda: matrix @ vector}
         timings = interleave(tasks, arguments.rounds, arguments.device)
         result = {}

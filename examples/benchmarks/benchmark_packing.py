@@ -1,6 +1,7 @@
 """
-Training throughput of SEED-OPT with LoRA in useful tokens per second: packed rows against dynamic padding, on the same
-examples in the same run. Random weights and ids; the time does not depend on them.
+Measure the training throughput of SEED-OPT with LoRA in useful tokens per second, for packed rows and for padding.
+
+Both take the same examples in turn. Weights and ids are random; the time does not depend on them.
 
     python examples/benchmarks/benchmark_packing.py --model tiny --rounds 5
     python examples/benchmarks/benchmark_packing.py --model 125m --rounds 2 --threads 1
@@ -20,7 +21,7 @@ from seed.training.language_examples import LoraRecipe
 from seed.training.lora import add_lora
 from seed.training.packing import PackingCollator, PaddingCollator
 
-# Width, layers, heads, codebook, text vocabulary; "tiny" is seed-tiny's.
+# These are width, layers, heads, codebook and text vocabulary; "tiny" has seed-tiny's.
 SHAPES = {
     "toy": (32, 2, 4, 64, 300),
     "tiny": (256, 6, 4, 1024, 4480),
@@ -34,10 +35,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=tuple(SHAPES), default="tiny")
     parser.add_argument(
-        "--capacity", type=int, nargs=2, default=[128, 1024], help="tokens to a row: captions, documents"
+        "--capacity", type=int, nargs=2, default=[128, 1024], help="tokens in a row: of captions, of documents"
     )
-    parser.add_argument("--longest-document", type=int, default=512, help="tokens; a row should hold two such")
-    parser.add_argument("--examples", type=int, nargs=2, default=[64, 16], help="per step: captions, documents")
+    parser.add_argument("--longest-document", type=int, default=512, help="its tokens; a row should hold two")
+    parser.add_argument("--examples", type=int, nargs=2, default=[64, 16], help="captions and documents in a step")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, help="torch's threads; 1 on a machine that others use too")
@@ -46,18 +47,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def caption_lengths(count: int, rng: random.Random) -> list[int]:
-    """An image, the prompt (4 tokens with SOS), a caption of 4 to 20 tokens, EOS: COCO's captions have about 12."""
+    """Return lengths: an image, 4 tokens of prompt with SOS, a caption of 4 to 20 tokens (COCO has about 12), EOS."""
     return [IMAGE + 4 + min(20, max(4, round(rng.gauss(12, 3)))) + 1 for _ in range(count)]
 
 
 def document_lengths(count: int, longest: int, rng: random.Random) -> list[int]:
-    """Interleaved documents: one to a dozen images and as many paragraphs, most of them short (log-uniform)."""
+    """Return lengths of documents with one to a dozen images and paragraphs, most of them short (log-uniform)."""
     shortest = 2 * IMAGE
     return [round(shortest * (longest / shortest) ** rng.random()) for _ in range(count)]
 
 
 def make_examples(lengths: list[int], vocab_size: int, rng: random.Random) -> list[dict]:
-    """Loss on the last 13 tokens, as of a caption, where there are no more than 100; else on all, as of a document."""
+    """Return examples: up to 100 tokens are a caption, with a loss on its last 13; more are a document."""
     examples = []
     for length in lengths:
         ids = [rng.randrange(3, vocab_size) for _ in range(length)]
@@ -77,7 +78,7 @@ def build(arguments: argparse.Namespace):
 
 
 def steps(model, examples: list[dict], capacity: int, device: str) -> dict:
-    """Training steps on all examples, as functions, and the share of useful tokens in each."""
+    """Return a training step as a function, packed and padded, and the share of useful tokens in each."""
     useful = sum(len(example["input_ids"]) for example in examples)
     tasks, shares = {}, {}
     for name, collator in (("packed", PackingCollator(PAD, capacity)), ("padded", PaddingCollator(PAD))):

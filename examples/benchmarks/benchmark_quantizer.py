@@ -1,5 +1,5 @@
 """
-Looking up vectors in SEED's codebook, beside the obvious peer: `torch.cdist(block, codebook).argmin(1)`.
+Measure how fast vectors are looked up in SEED's codebook, beside `torch.cdist(block, codebook).argmin(1)`.
 
     python examples/benchmarks/benchmark_quantizer.py --threads 1 --rounds 2            # about 2 CPU minutes
     python examples/benchmarks/benchmark_quantizer.py --vectors 2000 --codes 64 --rounds 1
@@ -21,7 +21,7 @@ from measuring import (
 
 from seed.quantization_seed import SeedVectorQuantizer
 
-PEER_ROWS = 4096  # of the peer's distance matrix at a time: 128 MB with 8192 codes
+PEER_ROWS = 4096  # rows of the peer's distance matrix at a time: 128 MB with 8192 codes
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -34,7 +34,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="torch's threads; 1 on a machine that others use too")
     parser.add_argument("--matmul-size", type=int, default=2048)
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
-    parser.add_argument("--memory-of", choices=("seed", "cdist"), help=argparse.SUPPRESS)  # the fresh processes
+    parser.add_argument("--memory-of", choices=("seed", "cdist"), help=argparse.SUPPRESS)  # for the fresh processes
     return parser.parse_args(argv)
 
 
@@ -46,12 +46,12 @@ def build(arguments: argparse.Namespace) -> tuple[SeedVectorQuantizer, torch.Ten
 
 @torch.no_grad()
 def cdist_argmin(quantizer: SeedVectorQuantizer, vectors: torch.Tensor) -> torch.Tensor:
-    """The peer."""
+    """Return the nearest codes as the peer finds them."""
     return torch.cat([torch.cdist(rows, quantizer.codebook.weight).argmin(1) for rows in vectors.split(PEER_ROWS)])
 
 
 def report_memory(arguments: argparse.Namespace) -> None:
-    """In a fresh process: the peak of one lookup over the process's size with the vectors in memory."""
+    """Print, in a fresh process, the peak of one lookup over the process's size with the vectors in memory."""
     quantizer, vectors = build(arguments)
     baseline = resident_memory()["VmRSS"]
     quantizer.nearest_codes(vectors) if arguments.memory_of == "seed" else cdist_argmin(quantizer, vectors)
@@ -59,13 +59,14 @@ def report_memory(arguments: argparse.Namespace) -> None:
 
 
 def measure_memory(arguments: argparse.Namespace, which: str) -> int:
+    """Return the bytes that a lookup needs at its peak, measured in a fresh process."""
     sizes = [f"--{name}={getattr(arguments, name)}" for name in ("vectors", "codes", "dim")]
     threads = f"--threads={torch.get_num_threads()}"
     return measure_in_fresh_process(__file__, "--memory-of", which, threads, *sizes)["over_baseline_bytes"]
 
 
 def closer_in_float64(quantizer, vectors, ours: torch.Tensor, theirs: torch.Tensor) -> dict[str, int]:
-    """Count, among the vectors for which the two disagree, how often each found the code that is nearer in float64."""
+    """Count how often each found the code that is nearer in float64, where the two disagree."""
     rows = (ours != theirs).nonzero()[:, 0]
     codebook = quantizer.codebook.weight.detach().double()
     chosen = vectors[rows].double()

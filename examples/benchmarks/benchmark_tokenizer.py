@@ -1,11 +1,11 @@
 """
-Speed, memory and stability of the SEED image tokenizer at full size, as ratios to peers measured in the same run.
+Measure speed, memory and stability of the SEED image tokenizer at full size, as ratios to peers in the same run.
 
     python examples/benchmarks/benchmark_tokenizer.py --threads 1 --rounds 3 2 1        # about 15 CPU minutes
     python examples/benchmarks/benchmark_tokenizer.py --device cuda --compile --rounds 20
-    python examples/benchmarks/benchmark_tokenizer.py --size toy --rounds 1             # seconds: does it run?
+    python examples/benchmarks/benchmark_tokenizer.py --size toy --rounds 1             # seconds; shows that it runs
 
-Weights are random: speed and memory do not depend on them. README.md says what was measured and how to read it.
+Weights are random; speed and memory do not depend on them. README.md says what was measured and how to read it.
 """
 
 import argparse
@@ -48,9 +48,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--threads", type=int, help="torch's threads; 1 on a machine that others use too")
     parser.add_argument("--matmul-size", type=int, help="default: 4096 on the CPU, 8192 on the GPU, 512 for toys")
-    parser.add_argument("--scratch", type=Path, help="where the random checkpoint is kept (default: a temporary one)")
+    parser.add_argument("--scratch", type=Path, help="folder for the random checkpoints (default: a temporary one)")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
-    parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)  # the fresh process of `measure_memory`
+    parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)  # for `measure_memory`
     arguments = parser.parse_args(argv)
     if len(arguments.rounds) == 1:
         arguments.rounds *= len(arguments.batch_sizes)
@@ -60,8 +60,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def build_config(size: str) -> SeedConfig:
-    """The paper's sizes, or a toy of the same structure."""
-    # transformers starts BLIP-2's ViT at a standard deviation of 1e-10, which would make every image the same.
+    """Return a configuration of the paper's sizes, or of a toy with the same structure."""
+    # transformers draws BLIP-2's ViT with a standard deviation of 1e-10, which would make every image the same.
     vision = {"initializer_range": 0.02}
     if size == "full":
         return SeedConfig(vision_config=Blip2VisionConfig(**vision))
@@ -87,7 +87,7 @@ def load(checkpoint: Path, dtype: str, device: str = "cpu", vision_attention: st
 
 
 def count_flops(config: SeedConfig) -> dict[str, int]:
-    """Floating-point operations of one image's matmuls and convolutions, counted as torch runs them (on no device)."""
+    """Count the floating-point operations of one image's matmuls and convolutions as torch runs them, on no device."""
     with torch.device("meta"):
         model = SeedModel(config).eval()
         pixel_values = torch.empty(1, 3, config.vision_config.image_size, config.vision_config.image_size)
@@ -97,7 +97,7 @@ def count_flops(config: SeedConfig) -> dict[str, int]:
             features = model.get_vision_features(pixel_values)
         with FlopCounterMode(display=False) as rest:
             model.encode_causal_embeddings(model.get_causal_embeddings(vision_features=features))
-    # The quantizer's one matmul: every code vector against every row of the codebook.
+    # The quantizer's one matmul takes every code vector against every row of the codebook.
     lookup = 2 * config.num_codes * config.code_dim * config.codebook_size
     counts["vision"] = vision.get_total_flops()
     counts["tokenizer"] = counts["vision"] + rest.get_total_flops() + lookup
@@ -105,7 +105,7 @@ def count_flops(config: SeedConfig) -> dict[str, int]:
 
 
 def make_images(count: int, size: int) -> torch.Tensor:
-    """Random smooth pictures, `(count, 3, size, size)`, about as bright and contrasty as normalised photographs."""
+    """Return random smooth pictures `(count, 3, size, size)`, about as bright and contrasty as normalised photos."""
     generator = torch.Generator().manual_seed(0)
     layers = [
         torch.nn.functional.interpolate(
@@ -121,7 +121,7 @@ def parts_for_tokenising(model: SeedModel) -> list[torch.nn.Module]:
 
 
 def report_memory(checkpoint: Path, dtype: str) -> None:
-    """In a fresh process: loads, tokenises one image, and prints the peak over the process's size after imports."""
+    """Load and tokenise one image in a fresh process, and print its peak and its size after the imports."""
     baseline = resident_memory()["VmRSS"]
     model = load(checkpoint, dtype)
     size = model.config.vision_config.image_size
@@ -136,6 +136,7 @@ def report_memory(checkpoint: Path, dtype: str) -> None:
 
 
 def measure_memory(checkpoint: Path, dtype: str, threads: int) -> dict:
+    """Return what [`report_memory`] measures in a fresh process, as ratios to the weights."""
     figures = measure_in_fresh_process(
         __file__, "--memory-of", str(checkpoint), "--dtypes", dtype, "--threads", str(threads)
     )
@@ -153,12 +154,12 @@ def measure_memory(checkpoint: Path, dtype: str, threads: int) -> dict:
 
 def measure_speed(arguments, model: SeedModel, dtype: str, label: str, flops: dict[str, int], images: torch.Tensor):
     """
-    Images per second, share of the matmul peak, and time beside the vision model alone, for each batch size.
+    Measure images per second, share of the matmul peak, and time beside the vision model alone, for each batch size.
 
     Every round takes the next images, so that the rounds of small batches cover what a large one tokenises at once.
 
     Returns:
-        the figures by batch size, and what came before the quantizer: `{(batch, image): (num_codes, code_dim)}`.
+        The figures by batch size, and the vectors before the quantizer: `{(batch, image): (num_codes, code_dim)}`.
     """
     device = arguments.device
     size = arguments.matmul_size or (512 if arguments.size == "toy" else 8192 if device == "cuda" else 4096)
@@ -171,7 +172,7 @@ def measure_speed(arguments, model: SeedModel, dtype: str, label: str, flops: di
     hook = model.encode_layer.register_forward_hook(lambda module, inputs, output: current.update(output=output))
     with torch.no_grad():
         for batch, rounds in zip(arguments.batch_sizes, arguments.rounds):
-            # Warm-up at the batch's own shape where that is cheap or compiles; else at batch 1.
+            # The warm-up has the batch's own shape where that is cheap or compiles, and batch 1 otherwise.
             warm_up = images[: batch if device == "cuda" or label.endswith("compiled") else 1].to(device)
             matmul(), encode(warm_up), tokenize(warm_up)
             timings = {}
@@ -210,9 +211,9 @@ def measure_speed(arguments, model: SeedModel, dtype: str, label: str, flops: di
 
 def calibrated_codebook(encoded: dict, config: SeedConfig) -> SeedVectorQuantizer:
     """
-    A codebook as spread out as what it has to tell apart (a normal distribution with the same mean and covariance).
+    Return a codebook drawn from a normal distribution with the mean and covariance of the vectors that it tells apart.
 
-    At its random start all codes lie at the origin and every image gets nearly the same ones, which would agree
+    At its random start all codes lie near the origin, so that every image gets nearly the same codes, which would agree
     trivially.
     """
     vectors = torch.cat(list(encoded.values())).double()
@@ -230,9 +231,10 @@ def calibrated_codebook(encoded: dict, config: SeedConfig) -> SeedVectorQuantize
 
 def measure_agreement(encoded: dict[str, dict], config: SeedConfig) -> dict:
     """
-    Shares of equal codes: each run's (dtype and attention) smaller batches beside its largest, and the largest of each
-    run beside that of the first. A code that differs is a near-tie if for the vector on the right hand its two nearest
-    codes are less than NEAR_TIE apart.
+    Measure the share of equal codes between batch sizes and between runs (a run is a dtype and an attention).
+
+    The smaller batches of a run are compared with its largest, and the largest of each run with that of the first run.
+    A code that differs is a near-tie if the two codes nearest to the reference's vector are less than NEAR_TIE apart.
     """
     runs: dict[tuple[str, int], dict[int, torch.Tensor]] = {}
     for run, rows in encoded.items():
@@ -263,7 +265,7 @@ def measure_agreement(encoded: dict[str, dict], config: SeedConfig) -> dict:
 
 
 def compare(quantizer: SeedVectorQuantizer, rows: dict, expected_rows: dict, run: str, expected_run: str) -> dict:
-    """How many codes of two runs differ over the images that both tokenised, with the margins of those that do."""
+    """Count the codes that differ between two runs on the images that both tokenised, and return their margins."""
     shared = [image for image in rows if image in expected_rows]
     vectors = torch.stack([rows[image] for image in shared])
     expected = torch.stack([expected_rows[image] for image in shared])
@@ -284,7 +286,7 @@ def compare(quantizer: SeedVectorQuantizer, rows: dict, expected_rows: dict, run
 
 
 def nearest_codes(quantizer: SeedVectorQuantizer, dtype: torch.dtype, vectors: torch.Tensor) -> torch.Tensor:
-    """Codes by a codebook rounded to `dtype`, as it is in a model that was loaded in it."""
+    """Return the codes by a codebook that is rounded to `dtype`, as in a model that was loaded in it."""
     rounded = SeedVectorQuantizer(quantizer.codebook_size, quantizer.code_dim).to(dtype)
     rounded.load_state_dict(quantizer.state_dict())
     return rounded.nearest_codes(vectors)

@@ -1,4 +1,4 @@
-"""What both benchmarks share: interleaved timing, ratios by round, the machine's matmul speed, peak memory."""
+"""What the benchmarks share: interleaved timing, ratios by round, the machine's matmul speed, peak memory."""
 
 import json
 import statistics
@@ -13,7 +13,7 @@ import torch
 
 @dataclass
 class Timing:
-    """Seconds of one run: on the wall, and of the processor time of this process, in which others do not count."""
+    """Seconds of one run: wall time, and the processor time of this process, which other processes do not change."""
 
     wall: float
     cpu: float
@@ -22,8 +22,8 @@ class Timing:
 @dataclass
 class Matmul:
     """
-    A large square matmul, by which everything else is measured: the same library, precision and machine, in the same
-    run, a moment before and after.
+    A large square matmul, by which everything else is measured: it uses the same library, precision and machine, a
+    moment before and after.
 
     Args:
         size: rows and columns. It should be large enough that a larger one is no faster.
@@ -43,7 +43,7 @@ class Matmul:
 
 
 def timed(task: Callable, device: str = "cpu") -> Timing:
-    """Runs `task` once; on a GPU, until the GPU is done with it."""
+    """Run `task` once and time it; on a GPU, wait until the GPU has finished."""
     if device == "cuda":
         torch.cuda.synchronize()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -54,7 +54,7 @@ def timed(task: Callable, device: str = "cpu") -> Timing:
 
 
 def interleave(tasks: dict[str, Callable], rounds: int, device: str = "cpu") -> dict[str, list[Timing]]:
-    """Times every task once per round, A B C A B C, so that a change in the machine's load touches all of them."""
+    """Time every task once in a round, A B C A B C, so that a change in the machine's load touches all of them."""
     timings: dict[str, list[Timing]] = {name: [] for name in tasks}
     for _ in range(rounds):
         for name, task in tasks.items():
@@ -63,7 +63,7 @@ def interleave(tasks: dict[str, Callable], rounds: int, device: str = "cpu") -> 
 
 
 def median_ratio(numerators: list[Timing], denominators: list[Timing], clock: str) -> float:
-    """Median over the rounds of numerator / denominator; `clock` is "wall" or "cpu"."""
+    """Return the median over the rounds of numerator / denominator; `clock` is "wall" or "cpu"."""
     return statistics.median(getattr(a, clock) / getattr(b, clock) for a, b in zip(numerators, denominators))
 
 
@@ -72,14 +72,14 @@ def median_time(timings: list[Timing], clock: str) -> float:
 
 
 def resident_memory() -> dict[str, int]:
-    """Bytes of this process from Linux' /proc: `VmRSS` (now), `VmHWM` (peak); mapped files count where touched."""
+    """Return bytes of this process by Linux: `VmRSS` (now) and `VmHWM` (peak); mapped files count where touched."""
     with open("/proc/self/status") as status:
         fields = dict(line.split(":", 1) for line in status)
     return {name: int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM")}
 
 
 def measure_in_fresh_process(script: str, *arguments: str) -> dict:
-    """Runs `script` with `arguments` in a process of its own and returns the JSON that it prints as its last line."""
+    """Run `script` with `arguments` in a process of its own, and return the JSON that it prints as its last line."""
     done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{script} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")

@@ -1,12 +1,13 @@
 #!/bin/sh
-# The same tables for seed-tiny, on the emoji set's held-out style and concepts (examples/seed_tiny/build_emoji.py).
+# Print both tables of the paper for seed-tiny, on the held-out styles and concepts of the emoji set
+# (examples/seed_tiny/build_emoji.py).
 #
 #   sh examples/reproduce/seed_tiny.sh DATA OUTPUT [BIDIRECTIONAL]
 #
 # DATA           the folder that build_emoji.py wrote, with train.parquet and the val and test splits
 # OUTPUT         metrics and predictions go to OUTPUT/SPLIT
-# BIDIRECTIONAL  the control of stage I, for the first row: what examples/train_stage1.py makes of the pretrained
-#                Q-Former by recipes/stage1/tiny_bidirectional.yaml
+# BIDIRECTIONAL  the control of stage I, for the first row of Table 1: examples/train_stage1.py makes it from the
+#                pretrained Q-Former by examples/recipes/stage1/tiny_bidirectional.yaml
 set -eu
 data=$1 output=$2
 

@@ -1,16 +1,16 @@
 #!/bin/sh
-# Table 2 of the paper (arXiv 2307.08041): CLIP similarity between pictures and their reconstructions from codes, beside
-# Stable Diffusion drawing from the caption, on COCO and Flickr30K (Karpathy's test splits).
+# Print Table 2 of the paper (arXiv 2307.08041): CLIP similarity between pictures and their reconstructions from codes,
+# beside Stable Diffusion's drawings from the caption, on COCO and Flickr30K (Karpathy's test splits).
 #
 #   sh examples/reproduce/table2_clip_similarity.sh MODEL DATA OUTPUT [CLIP]
 #
 # MODEL   a SEED repository with image_tokenizer/ and decoder/ (or pointers to them)
-# DATA    as for table1_retrieval.sh
+# DATA    the folder that table1_retrieval.sh takes
 # OUTPUT  metrics and predictions go to OUTPUT/flickr30k and OUTPUT/coco
-# CLIP    the judge, a folder or Hub id; default openai/clip-vit-large-patch14 (our choice: the paper names none)
+# CLIP    the judge, a folder or Hub id; the default is openai/clip-vit-large-patch14 (our choice: the paper names none)
 #
-# The paper: SEED's reconstructions slightly under Stable Diffusion's own drawings, above GILL.
-# Every picture is drawn twice, so this wants a GPU; --limit 500 draws a random 500.
+# In the paper, SEED's reconstructions score slightly below Stable Diffusion's own drawings and above GILL.
+# Every picture is drawn twice, so use a GPU; the option --limit 500 draws a random 500.
 set -eu
 model=$1 data=$2 output=$3 judge=${4:-openai/clip-vit-large-patch14}
 

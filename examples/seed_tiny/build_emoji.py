@@ -1,13 +1,13 @@
-"""Rebuild the emoji set, and more pairs from icon sets, from openly licensed packages by name.
+"""Build the emoji set, and more pairs from icon sets, from openly licensed packages.
 
     python examples/seed_tiny/build_emoji.py --output data/emoji64
     python examples/seed_tiny/build_emoji.py --output data/emoji64 --sets --extra-sets all
 
-Needs npm (packages are fetched with `npm pack`), `pip install resvg-py datasets`, and about 250 MB in the cache
-folder. On two shared cores the seven emoji sets take about 5 minutes, the twelve extra sets one.
+The script needs npm (`npm pack` fetches the packages by name), `pip install resvg-py datasets`, and about 250 MB in the
+cache folder. On two shared cores the seven emoji sets take about 5 minutes, and the twelve extra sets one minute.
 
-Writes one Parquet file per split (train, val_concept, val_style, test_concept, test_style, test_both) and, with
-`--extra-sets`, `icons.parquet`, all of it for training. Licence and author stand in every row.
+It writes one Parquet file for each split (train, val_concept, val_style, test_concept, test_style, test_both). With
+`--extra-sets` it also writes `icons.parquet`, all of which is for training. Every row names its licence and author.
 """
 
 import argparse
@@ -47,11 +47,23 @@ def main(argv: list[str] | None = None) -> None:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the Parquet files")
-    parser.add_argument("--sets", nargs="*", choices=list(EMOJI_SETS), default=list(EMOJI_SETS), help="emoji sets")
-    parser.add_argument("--extra-sets", nargs="*", choices=["all", *EXTRA_SETS], default=[], help="icon sets")
-    parser.add_argument("--size", type=int, default=64, help="pixels per side")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that draw")
-    parser.add_argument("--cache-dir", type=Path, default=Path.home() / ".cache" / "seed" / "npm", help="packages")
+    parser.add_argument(
+        "--sets",
+        nargs="*",
+        choices=list(EMOJI_SETS),
+        default=list(EMOJI_SETS),
+        help="emoji sets to draw (default: all)",
+    )
+    parser.add_argument(
+        "--extra-sets", nargs="*", choices=["all", *EXTRA_SETS], default=[], help="icon sets to draw (default: none)"
+    )
+    parser.add_argument("--size", type=int, default=64, help="pixels on a side of a picture")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes that draw (default: one for each core)"
+    )
+    parser.add_argument(
+        "--cache-dir", type=Path, default=Path.home() / ".cache" / "seed" / "npm", help="folder that keeps the packages"
+    )
     args = parser.parse_args(argv)
     args.extra_sets = list(EXTRA_SETS) if "all" in args.extra_sets else args.extra_sets
     return args

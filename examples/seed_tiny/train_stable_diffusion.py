@@ -1,23 +1,26 @@
-"""Trains the Stable Diffusion stand-in of `seed-tiny`: AutoencoderKL, CLIP text encoder, UNet2DConditionModel.
+"""Train the Stable Diffusion stand-in of `seed-tiny`: AutoencoderKL, CLIP text encoder, UNet2DConditionModel.
 
     python examples/seed_tiny/train_stable_diffusion.py --recipe examples/recipes/stable_diffusion/tiny.yaml \
         --data train.parquet --validation val_concept.parquet val_style.parquet --output runs/sd
 
-Hardware and time of the `tiny` recipe: one CPU core with AVX512-BF16, about two hours (see the recipe); no GPU.
+The `tiny` recipe takes about two hours on one CPU core with AVX512-BF16, without a GPU (see the recipe).
 `OUTPUT/pipeline` is a stock Stable Diffusion repository: `StableDiffusionPipeline.from_pretrained` draws with it.
 
-Data are image-text data as the other stages read them (`seed/data/image_text.py`), of square pictures of one size; the
-first caption is the name. Four stages (`--stage`); each needs the folders that the ones before it left in OUTPUT:
+The data are image-text data as the other stages read them (`seed/data/image_text.py`). All pictures must be square and
+of one size, and the first caption must be the name. There are four stages (`--stage`). Each of them needs the folders
+that the stages before it left in OUTPUT:
 
-vae      L1, edge and colour reconstruction, a small KL term; latents have an eighth of the picture's side, as in SD.
-decoder  The VAE's decoder alone, longer. Its encoder is frozen, so this may run beside `unet` in a second process.
-text     As CLIP: a causal encoder against pooled features of a frozen, pretrained image network; pictures of one name
-         are positives of each other. A sentence encoder's embeddings of the same captions are a second target, since
-         captions of two words alone leave most of the words' meaning to chance.
-unet     v-prediction on cached latents and text features; captions are dropped now and then, for guidance.
+vae      trains the VAE by L1, edge and colour reconstruction and a small KL term. Latents have an eighth of the
+         picture's side, as in Stable Diffusion.
+decoder  trains only the VAE's decoder, for longer. The encoder is frozen, so that this stage may run in a second
+         process while `unet` trains.
+text     trains a causal text encoder as CLIP does, against pooled features of a frozen, pretrained image network.
+         Pictures of one name are positives of each other. A sentence encoder's embeddings of the same captions are a
+         second target, because captions of two words alone leave most of the words' meaning to chance.
+unet     trains the UNet by v-prediction on cached latents and text features. Some captions are dropped, for guidance.
 
-The same command again goes on from the checkpoints in OUTPUT. A step's randomness depends on the seed and the step's
-number only, so a resumed run repeats the unbroken one.
+Run the same command again to resume from the checkpoints in OUTPUT. A step's randomness depends only on the seed and
+the step's number, so that a resumed run repeats the unbroken one.
 """
 
 import argparse
@@ -52,15 +55,17 @@ logger = logging.getLogger("train_stable_diffusion")
 
 # -------------------------------------------------------------------------------------------- stages: vae, decoder
 def reconstruction_terms(target: Tensor, drawn: Tensor) -> dict[str, Tensor]:
+    """Return the mean absolute differences of pixels, edges and colours, pictures being in [-1, 1]."""
     difference = drawn.float() - target
     edges = sum(torch.diff(difference, dim=dim).abs().mean() for dim in (2, 3))
-    # Opponent colours: brightness dominates a plain L1 loss, and a small model then learns hues last.
+    # These are opponent colours: brightness dominates a plain L1 loss, so that a small model learns hues last.
     red, green, blue = difference.unbind(1)
     chroma = ((red - green).abs() + ((red + green) / 2 - blue).abs()).mean() / 2
     return {"l1": difference.abs().mean(), "edge": edges, "chroma": chroma}
 
 
 def weighted(terms: dict[str, Tensor], **weights: float) -> dict[str, Tensor]:
+    """Return the terms and their weighted sum as `loss`; a term without a weight counts once."""
     return {"loss": sum(weights.get(key, 1.0) * term for key, term in terms.items()), **terms}
 
 
@@ -99,19 +104,19 @@ def train_vae(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Pa
 
 @torch.no_grad()
 def encode_latents(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each picture's scaled latents, (num, channels, side / 8, side / 8)."""
+    """Return mean and standard deviation of each picture's scaled latents, (num, channels, side / 8, side / 8)."""
     posteriors = [vae.encode(to_model_range(batch)).latent_dist for batch in images.split(64)]
     moments = [torch.cat([getattr(posterior, name) for posterior in posteriors]) for name in ("mean", "std")]
     return tuple(moment * vae.config.scaling_factor for moment in moments)
 
 
 def encoder_of(vae: AutoencoderKL) -> dict[str, str]:
-    """Return what the stages after `vae` take from it: latents; its decoder goes on training."""
+    """Return the hash of the encoder, the part of the VAE that later stages take; the decoder may still be training."""
     return {"VAE's encoder": loaded_hash(nn.ModuleList([vae.encoder, vae.quant_conv]))}
 
 
 def train_decoder(recipe: Recipe, train: Pairs, validation: Pairs | None, output: Path) -> None:
-    """Train the decoder of `OUTPUT/vae` on with its encoder frozen, so that `unet` can train at the same time."""
+    """Continue to train the decoder of `OUTPUT/vae` with its encoder frozen, so that `unet` can train meanwhile."""
     stage = recipe.decoder
     vae = AutoencoderKL.from_pretrained(output / "vae", dtype=torch.float32)
     mean, std = encode_latents(vae, train.images)
@@ -171,7 +176,7 @@ def train_text(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
         sentences = cached(output / "cache.sentence_features.safetensors",
                            content_hash(captions.unique, stage.sentence_package),
                            lambda: sentence_features(captions.unique, stage.sentence_package))  # fmt: skip
-    # Causal attention: what follows the end of a caption never reaches its pooled feature, so batches are cropped.
+    # Attention is causal: what follows the end of a caption never reaches its pooled feature, so batches are cropped.
     ids = tokenizer(captions.unique, padding="max_length", truncation=True, return_tensors="pt").input_ids
     lengths = (ids == tokenizer.eos_token_id).int().argmax(1) + 1
     config = CLIPTextConfig(**stage.model, vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id,
@@ -191,7 +196,7 @@ def train_text(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
         return terms
 
     def on_save(step: int) -> None:
-        fresh = CLIPTokenizer.from_pretrained(output / "text_tokenizer")  # A used one would save its last padding, too.
+        fresh = CLIPTokenizer.from_pretrained(output / "text_tokenizer")  # a used one would save its last padding
         save_atomically(fresh.save_pretrained, output / "tokenizer")
         save_atomically(half(model.encoder).save_pretrained, output / "text_encoder")
 
@@ -235,8 +240,8 @@ def train_unet(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
         noisy = scheduler.add_noise(latents, noise, steps)
         predicted = unet(noisy, steps, context).sample.float()
         target = scheduler.get_velocity(latents, noise, steps)
-        # As min-SNR weighting (Hang et al. 2023) but of SNR + 1, the weight that v-prediction has anyway: nearly clean
-        # latents count less, and the noisiest, where a caption decides what will be drawn, keep all of theirs.
+        # This is min-SNR weighting (Hang et al. 2023) of SNR + 1, the weight that v-prediction has anyway: nearly clean
+        # latents count less, and the noisiest, where a caption decides what is drawn, keep their full weight.
         weights = (signal[steps] + 1).clamp(max=stage.snr_limit) / (signal[steps] + 1)
         return (weights * (predicted - target).square().mean((1, 2, 3))).mean()
 
@@ -257,14 +262,14 @@ def train_unet(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
     @torch.no_grad()
     def on_save(step: int) -> None:
         if held_out is not None:
-            torch.manual_seed(recipe.seed)  # The same noise at every measurement.
+            torch.manual_seed(recipe.seed)  # every measurement sees the same noise
             held_mean, _, held_captions, held_features = held_out
             rows = torch.randperm(len(held_mean))[:512]
             loss = denoising_loss(held_mean[rows], held_features[held_captions.table[rows, 0]].float())
             logger.info("unet step %d validation loss %.4f", step, loss)
         pipeline = StableDiffusionPipeline(
             half(AutoencoderKL.from_pretrained(output / "vae")), half(encoder),
-            CLIPTokenizer.from_pretrained(output / "tokenizer"),  # Fresh: a used one would save its last padding, too.
+            CLIPTokenizer.from_pretrained(output / "tokenizer"),  # A used tokenizer would save its last padding.
             half(unet), scheduler,
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         )  # fmt: skip
@@ -276,11 +281,12 @@ def train_unet(recipe: Recipe, train: Pairs, validation: Pairs | None, output: P
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", "--config", type=Path, required=True)
+    parser.add_argument("--recipe", "--config", type=Path, required=True, help="YAML file of the recipe")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="training Parquet files")
-    parser.add_argument("--validation", type=Path, nargs="*", default=[], help="Parquet files to measure losses on")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--stage", choices=["all", "vae", "decoder", "text", "unet"], default="all")
+    parser.add_argument("--validation", type=Path, nargs="*", default=[], help="Parquet files of held-out pictures")
+    parser.add_argument("--output", type=Path, required=True, help="folder for models and checkpoints")
+    stages = ["all", "vae", "decoder", "text", "unet"]
+    parser.add_argument("--stage", choices=stages, default="all", help="stage to train (default: all)")
     args = parser.parse_args(arguments)
     require_one_process()
 

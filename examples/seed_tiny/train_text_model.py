@@ -1,12 +1,12 @@
-"""Train a tiny OPT from scratch on text: the language model that seed-tiny is made from.
+"""Train a tiny OPT from scratch on text; seed-tiny's language model starts from it.
 
     python examples/seed_tiny/build_text.py --captions data/emoji64/train.parquet \
         --captions data/emoji64/icons.parquet --output data/text
     python examples/seed_tiny/train_text_model.py --recipe examples/recipes/text_model/tiny.yaml \
         --data data/text/train.parquet --output runs/text_model
 
-Run it again with the same arguments to resume. The output folder holds the model and its tokenizer, for
-`AutoModelForCausalLM` and `AutoTokenizer`. `seed evaluate text` gives its perplexity on held-out text.
+Run the same command again to resume. `AutoModelForCausalLM` and `AutoTokenizer` load the output folder. `seed evaluate
+text` measures the model's perplexity on held-out text.
 """
 
 import argparse
@@ -40,10 +40,10 @@ from seed.training.trainer import FiniteTrainer, training_arguments
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", required=True, help="YAML file, see examples/recipes/text_model")
+    parser.add_argument("--recipe", required=True, help="YAML file, such as examples/recipes/text_model/tiny.yaml")
     parser.add_argument("--data", required=True, help="Parquet file with the columns text and source")
     parser.add_argument("--output", required=True, type=Path, help="folder for the model and its checkpoints")
-    parser.add_argument("--max-steps", type=int, help="length of the run, instead of the recipe's epochs")
+    parser.add_argument("--max-steps", type=int, help="steps of the run, in place of the recipe's epochs")
     args = parser.parse_args()
     require_one_process()
 
@@ -66,13 +66,13 @@ def train(
     model, blocks: TextBlocks, recipe: TextModelRecipe, run: dict[str, object], output: Path, max_steps: int | None
 ) -> None:
     """
-    Resumes from the last checkpoint under `output`, if there is one.
+    Train the model, from the last checkpoint under `output` if there is one.
 
     Args:
-        run: what makes the run what it is, for [`check_run`].
+        run: the values by which [`check_run`] recognises the run.
 
     Raises:
-        ValueError: the checkpoints there are of a run with another recipe, other data or another tokenizer.
+        ValueError: the checkpoints under `output` come from a run with another recipe, other data or another tokenizer.
         TrainingDivergedError: a loss or weight is not finite; the last good checkpoint is kept.
     """
     checkpoints = output / "checkpoints"
@@ -87,10 +87,10 @@ def train(
 
 
 def save(model, tokenizer, args: argparse.Namespace) -> None:
-    """Save model, tokenizer and recipe, as [`replace_into`] does."""
+    """Save model, tokenizer and recipe, each of them whole, by [`replace_into`]."""
     partial = args.output / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
-    model.config.use_cache = True  # Trainer turns it off, and would leave it so in config.json
+    model.config.use_cache = True  # Trainer turns it off; config.json should not say so
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     shutil.copy(args.recipe, partial / "recipe.yaml")

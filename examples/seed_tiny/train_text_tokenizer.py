@@ -1,10 +1,10 @@
-"""Train the tokenizer of seed-tiny's text branch on captions: lower-casing word pieces, as BERT's.
+"""Train the tokenizer of seed-tiny's text branch on captions. It has lower-case word pieces, like BERT's.
 
     python examples/seed_tiny/train_text_tokenizer.py --data data/emoji64/train.parquet \
         --data data/emoji64/icons.parquet --vocab-size 4096 --output runs/text_tokenizer
 
-Pieces that are equally frequent are chosen differently from run to run, so keep what was made: the same command again
-leaves the folder as it is. examples/train_qformer.py reads it (--text-tokenizer).
+Pieces that are equally frequent are chosen differently from run to run, so keep the folder; the same command leaves a
+finished folder as it is. examples/train_qformer.py reads it (--text-tokenizer).
 """
 
 import argparse

@@ -1,33 +1,34 @@
-"""Which colour a drawing on white paper has, where it has one: a rule on pixels, for questions about colours."""
+"""A rule that names the colour of a drawing on white paper by its pixels, for questions about colours."""
 
 import numpy as np
 from PIL import Image
 
-# Names of colours that the rule can give; the paper's white is none of them.
+# The rule can give these names; white is the paper's colour and is never given.
 COLORS = ("black", "blue", "brown", "green", "grey", "orange", "pink", "purple", "red", "yellow")
 
-PAPER = 240  # in all three channels, of 255: as light as this, and joined to the border, is paper
-FLAT = 32  # of 255, in any channel: pixels that differ more from a neighbour lie on an edge
-MIN_DRAWN = 0.05  # of the picture's pixels, edges left out
-MIN_SHARE = 0.65  # of the drawn pixels that are not outline
-MIN_SHARE_OF_ALL = 0.4  # of the drawn pixels, outline included
+PAPER = 240  # of 255: pixels that are at least so light in all three channels, and joined to the border, are paper
+FLAT = 32  # of 255: pixels that differ more from a neighbour in any channel lie on an edge
+MIN_DRAWN = 0.05  # least share of the picture's pixels that is drawn, edges left out
+MIN_SHARE = 0.65  # least share of the colour among the drawn pixels that are not outline
+MIN_SHARE_OF_ALL = 0.4  # least share of the colour among all drawn pixels
 
-# Hues in degrees, with gaps in between: a pixel in a gap has no name.
+# These are hues in degrees, with gaps between them: a pixel in a gap has no name.
 _HUES = {"yellow": (41, 65), "green": (80, 160), "blue": (195, 250), "purple": (260, 300)}
 
 
 def dominant_color(image: Image.Image) -> str | None:
     """
-    The one colour of a drawing; None where it is not clear.
+    Return the one colour of a drawing, or None where it is not clear.
 
-    The rule (our choice): paper is what is nearly white and joined to the border, the rest is drawn. Pixels on an edge
-    do not count, because they mix two colours (black lines on white would be grey). Every other drawn pixel gets one of
-    `COLORS`, "white" or no name, by fixed bands of hue, saturation and value with gaps between them. Black is taken for
-    outline unless nearly everything is black. A colour is named if it has at least 65% of the drawn pixels that are not
-    outline and 40% of all; white, and drawings of less than 5% of the picture (thin lines), are never named.
+    The rule is our choice. What is nearly white and joined to the border is paper, and the rest is drawn. Pixels on an
+    edge do not count, because they mix two colours (black lines on white would be grey). Every other drawn pixel gets
+    one of `COLORS`, "white" or no name, by fixed bands of hue, saturation and value with gaps between them. Black is
+    taken for outline unless nearly everything is black. A colour is named if it has at least 65% of the drawn pixels
+    that are not outline and 40% of all drawn pixels. White is never named, nor is any colour where less than 5% of the
+    picture is drawn (thin lines).
 
     Args:
-        image: RGB, drawn on white.
+        image: an RGB picture, drawn on white.
     """
     pixels = np.asarray(image.convert("RGB"), dtype=np.int64)
     drawn = pixels[~_paper(pixels) & _flat(pixels)]
@@ -43,7 +44,7 @@ def dominant_color(image: Image.Image) -> str | None:
 
 
 def _paper(pixels: np.ndarray) -> np.ndarray:
-    """`(height, width)`, where the picture shows the paper it is drawn on."""
+    """Return where the picture shows the paper it is drawn on, `(height, width)` of bool."""
     light = np.pad((pixels >= PAPER).all(axis=-1), 1, constant_values=True)
     paper = np.zeros_like(light)
     paper[0], paper[-1], paper[:, 0], paper[:, -1] = True, True, True, True
@@ -60,7 +61,7 @@ def _paper(pixels: np.ndarray) -> np.ndarray:
 
 
 def _flat(pixels: np.ndarray) -> np.ndarray:
-    """`(height, width)`, where a pixel is nearly as its four neighbours are."""
+    """Return where a pixel is nearly equal to its four neighbours, `(height, width)` of bool."""
     flat = np.ones(pixels.shape[:2], dtype=bool)
     down = np.abs(np.diff(pixels, axis=0)).max(axis=-1) <= FLAT
     right = np.abs(np.diff(pixels, axis=1)).max(axis=-1) <= FLAT
@@ -72,7 +73,7 @@ def _flat(pixels: np.ndarray) -> np.ndarray:
 
 
 def _named(pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """For each colour which of the pixels `(pixels, 3)` have it; at most one each."""
+    """Return which of the pixels `(pixels, 3)` have each colour; a pixel has at most one."""
     hue, saturation, value = _hsv(pixels)
     vivid = (saturation >= 0.4) & (value >= 0.35)
     reddish = (hue <= 10) | (hue >= 345)
@@ -92,7 +93,7 @@ def _named(pixels: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _hsv(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hue in degrees, saturation and value in 0 .. 1, of pixels `(pixels, 3)` in 0 .. 255."""
+    """Return hue in degrees, saturation and value in [0, 1], of pixels `(pixels, 3)` in [0, 255]."""
     red, green, blue = (pixels[:, channel] / 255 for channel in range(3))
     value, least = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     chroma = value - least

@@ -1,8 +1,8 @@
-"""The emoji set: real image-text pairs, rebuilt by name from openly licensed packages.
+"""The emoji set: real image-text pairs, rebuilt from openly licensed packages.
 
 Pictures come from icon packages (`@iconify-json/*`), names and keywords from Unicode's CLDR (`cldr-annotations-*`),
-`emojibase-data` and `emojilib`. Seven drawing styles: five to train on, one held out for validation and one for
-test. Concepts are held out as well: `emoji_held_out.tsv` lists them, so that every rebuild has the same splits.
+`emojibase-data` and `emojilib`. There are seven drawing styles: five to train on, one held out for validation and one
+for test. Concepts are held out as well: `emoji_held_out.tsv` lists them, so that every rebuild has the same splits.
 """
 
 import json
@@ -21,9 +21,9 @@ TEXT_PACKAGES = {
     "emojibase-data": "17.0.0",
     "emojilib": "4.0.3",
 }
-MAX_EMOJI_VERSION = 16  # Unicode 17's emoji are drawn by two of the seven sets only
+MAX_EMOJI_VERSION = 16  # only two of the seven sets draw Unicode 17's emoji
 HAIR_COMPONENTS = ("1F9B0", "1F9B1", "1F9B2", "1F9B3")  # parts, not pictures
-MAX_UNICODE_NAME_WORDS = 6  # "smiling face with open mouth and tightly-closed eyes" is no caption
+MAX_UNICODE_NAME_WORDS = 6  # "smiling face with open mouth and tightly-closed eyes" is too long for a caption
 MAX_CAPTIONS = 5
 
 
@@ -39,7 +39,7 @@ class EmojiSet:
     icons: Mapping[str, str] = field(default_factory=dict)  # code points -> icon, where no rule finds it
 
 
-# Names that Unicode has changed since emojione was drawn.
+# Unicode has changed these names since emojione was drawn.
 _EMOJIONE_ICONS = {
     "1F46B": "man-and-woman-holding-hands", "1F46C": "two-men-holding-hands", "1F46D": "two-women-holding-hands",
     "1F470-200D-2640": "bride-with-veil", "1F471": "blond-haired-person", "1F472": "man-with-chinese-cap",
@@ -66,7 +66,7 @@ EMOJI_SETS = {
 
 @dataclass(frozen=True)
 class Emoji:
-    """What is known of one emoji apart from its pictures."""
+    """The names, words and classes of one emoji."""
 
     codepoints: str  # "1F469-200D-1F3A8", variation selectors left out
     name: str  # Unicode short name, lower case
@@ -83,7 +83,7 @@ class Emoji:
 
     @property
     def captions(self) -> list[str]:
-        """At most five: the short name, a plainer wording of it, other names, and the name with two keywords."""
+        """Return at most five: the short name, a plainer wording of it, other names, and the name with two keywords."""
         captions = [self.name, *_plain_wordings(self.name)]
         captions += [name for name in self.names[1:] if _is_phrase(name)]
         known = _letters(self.name)
@@ -94,7 +94,7 @@ class Emoji:
 
 
 def codepoints_of(text: str) -> str:
-    """Code points of an emoji as `"1F469-200D-1F3A8"`: four digits at least, variation selector 16 left out."""
+    """Return an emoji's code points as `"1F469-200D-1F3A8"`, at least four digits each, no variation selector 16."""
     return "-".join(f"{ord(char):04X}" for char in text if char != "\ufe0f")
 
 
@@ -112,12 +112,12 @@ def _letters(text: str) -> str:
 
 
 def _is_phrase(name: str) -> bool:
-    """Return whether a name reads as words, unlike "clock1130", "u7533" or "couple mw"."""
+    """Return whether a name reads as words; "clock1130", "u7533" and "couple mw" do not."""
     return not re.search(r"[a-z]\d|\d[a-z]{3}| [bgmw]{2,4}$", name)
 
 
 def _plain_wordings(name: str) -> list[str]:
-    """ "flag: france" -> "flag of france", "woman: red hair" -> "woman with red hair", "keycap: 3" -> "keycap 3"."""
+    """Return wordings without the colon: "flag: france" -> "flag of france", "keycap: 3" -> "keycap 3"."""
     head, colon, tail = name.partition(": ")
     if not colon:
         return []
@@ -135,10 +135,10 @@ def _plain_wordings(name: str) -> list[str]:
 
 
 def load_emoji(folders: Mapping[str, Path]) -> dict[str, Emoji]:
-    """Emoji by code points, skin-toned variants left out.
+    """Return the emoji by their code points, without skin-toned variants.
 
     Args:
-        folders: unpacked package of each name in `TEXT_PACKAGES`.
+        folders: the folder of the unpacked package for each name in `TEXT_PACKAGES`.
 
     Raises:
         PackageError: a package lacks a file.
@@ -176,7 +176,7 @@ def _emojibase(folders: Mapping[str, Path], path: str):
 
 @dataclass(frozen=True)
 class _Words:
-    """Return names and keywords of every source, by code points (emojibase's tables by its own hexcode)."""
+    """The names and keywords of every source by code points; emojibase's tables use its own hexcodes."""
 
     annotations: dict[str, dict[str, dict]]  # locale -> code points -> {"tts": [...], "default": [...]}
     unicode_names: dict[str, str]
@@ -208,7 +208,7 @@ class _Words:
         )
 
     def names(self, points: str, record: dict) -> list[str]:
-        """Return the short name, then others, without those that are the same letters or hardly a name."""
+        """Return the short name and then others, without those of the same letters and those that are hardly names."""
         code = record["hexcode"]
         short = self.annotations["en"].get(points, {}).get("tts", [record["label"]])[0].lower()
         short = short.replace("“", "").replace("”", "")
@@ -240,7 +240,7 @@ class _Words:
 
 
 def _concepts(names: Mapping[str, str]) -> dict[str, str]:
-    """Return names without gender and age; and without "face" where that is another emoji ("cat face" -> "cat")."""
+    """Return names without gender and age, and without "face" where that names another emoji ("cat face" -> "cat")."""
     people = re.compile(r"\b(person|people|man|men|woman|women|boy|girl)\b")
     bare = {points: re.sub(r"\s+", " ", people.sub("", name)).strip() or name for points, name in names.items()}
     known = set(bare.values())
@@ -254,9 +254,9 @@ def _concepts(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def held_out_concepts(emoji: Mapping[str, Emoji]) -> dict[str, str]:
-    """Concept -> "val_concept" or "test_concept", for the concepts of the code points in `emoji_held_out.tsv`.
+    """Return "val_concept" or "test_concept" for each concept of the code points in `emoji_held_out.tsv`.
 
-    The list was drawn once, by a hash of the concept; it is stored because a name may change with the next CLDR.
+    The list was drawn once, by a hash of the concept. It is stored because the next CLDR may change a name.
     """
     text = resources.files(__package__).joinpath("emoji_held_out.tsv").read_text(encoding="utf-8")
     lines = (line.split("\t") for line in text.splitlines() if line and not line.startswith("#"))
@@ -264,7 +264,7 @@ def held_out_concepts(emoji: Mapping[str, Emoji]) -> dict[str, str]:
 
 
 def split_of(role: str, held_out: str | None) -> str | None:
-    """Split of a picture, from its style's role and its concept's split (None: a training concept).
+    """Return the split of a picture by its style's role and its concept's split (None for a training concept).
 
     | style \\ concept | train | val_concept | test_concept |
     |---|---|---|---|
@@ -282,7 +282,10 @@ def split_of(role: str, held_out: str | None) -> str | None:
 def icon_names(
     icon_set: IconSet, emoji: Mapping[str, Emoji], known: Mapping[str, str], sibling: IconSet | None = None
 ) -> dict[str, str]:
-    """Code points -> icon: as `known`, else by the table of the set or of its sibling, else by the emoji's name."""
+    """
+    Return the icon of each emoji by its code points. `known` decides first, then the tables of the set and of its
+    sibling, and then the emoji's name.
+    """
     tables = [known, _chars(icon_set)] + ([_chars(sibling)] if sibling else [])
     found = {}
     for points, entry in emoji.items():
@@ -303,20 +306,20 @@ def _chars(icon_set: IconSet) -> dict[str, str]:
 
 
 def emoji_rows(style: str, icon_set: IconSet, emoji: Mapping[str, Emoji], sibling: IconSet | None = None) -> list[dict]:
-    """Return rows of one style, without pictures; each has `svg` in place of `image`.
+    """Return the rows of one style, without pictures; each row has `svg` in place of `image`.
 
     Args:
-        style: key of `EMOJI_SETS`.
+        style: a key of `EMOJI_SETS`.
         icon_set: the style's package.
-        emoji: from `load_emoji`.
-        sibling: a set with the same icon names and a table of code points, where the style's own has none.
+        emoji: what `load_emoji` returned.
+        sibling: a set with the same icon names and a table of code points, where the style's own set has none.
 
     Raises:
-        PackageError: the package's licence is not the one that we know the style under.
+        PackageError: the package's licence is not the one that `EMOJI_SETS` names.
     """
     spec = EMOJI_SETS[style]
     if icon_set.license != spec.license:
-        raise PackageError(f"{icon_set.source} is licensed {icon_set.license}, not {spec.license} as we know it.")
+        raise PackageError(f"{icon_set.source} is licensed {icon_set.license}, not {spec.license} as expected.")
     held_out = held_out_concepts(emoji)
     rows = []
     for points, icon in icon_names(icon_set, emoji, spec.icons, sibling).items():

@@ -1,8 +1,7 @@
-"""Icon packages of the `@iconify-json` family: fetch by name, read, draw.
+"""Icon packages of the `@iconify-json` family: fetching, reading and drawing them.
 
 Such a package holds `icons.json` (SVG bodies by icon name), `info.json` (licence, author, palette) and sometimes
-`chars.json` (code points) and `metadata.json` (categories). Everything is fetched by the ordinary client, `npm pack`;
-drawing is done by `resvg-py`.
+`chars.json` (code points) and `metadata.json` (categories). `npm pack` fetches the packages, and `resvg-py` draws them.
 """
 
 import io
@@ -27,12 +26,12 @@ class PackageError(RuntimeError):
 
 
 def fetch_package(name: str, version: str, cache_dir: str | Path) -> Path:
-    """Folder with the unpacked npm package `name@version`, fetched by `npm pack` unless the cache has it.
+    """Return the folder of the unpacked npm package `name@version`; `npm pack` fetches it unless the cache has it.
 
     Args:
-        name: package name, scope included, such as `"@iconify-json/noto"`.
-        version: exact version, so that a rebuild sees the same files.
-        cache_dir: where unpacked packages are kept, one folder each.
+        name: the package's name with its scope, such as `"@iconify-json/noto"`.
+        version: the exact version, so that a rebuild sees the same files.
+        cache_dir: the folder that keeps unpacked packages, one folder each.
 
     Raises:
         PackageError: npm is not installed, the registry does not answer, or the archive is not readable.
@@ -114,7 +113,7 @@ class IconSet:
         )
 
     def svg(self, name: str, color: str = "#000000") -> str:
-        """Return the whole SVG document of one icon, `currentColor` replaced by `color`."""
+        """Return the whole SVG document of one icon, with `color` in place of `currentColor`."""
         icon = self.icons[name]
         left, top, width, height = (
             icon.get("left", 0),
@@ -140,7 +139,7 @@ def _read_json(path: Path, missing: dict | None = None) -> dict:
 
 
 def draw(svg: str, size: int) -> bytes | None:
-    """PNG of an SVG, `size` x `size` RGB on white; None where nothing was drawn.
+    """Return a PNG of an SVG, `size` x `size` pixels in RGB on white, or None where nothing was drawn.
 
     Raises:
         ImportError: `resvg-py` is not installed.

@@ -1,8 +1,8 @@
-"""More image-text pairs from icon sets that are no emoji sets: pictures with a name of one to four words.
+"""Image-text pairs from icon sets that are no emoji sets: pictures with a name of one to four words.
 
-Names of icons are captions of uneven worth: half of a user-interface set are arrows, letters, brands and
-"calendar-edit-off-outline". `icon_rows` keeps what names a thing one can see, and nothing that a held-out emoji
-concept is called, so that the concept splits stay unseen.
+Not all names of icons are good captions: half of a user-interface set are arrows, letters, brands and names such as
+"calendar-edit-off-outline". `icon_rows` keeps the icons whose name is that of a visible thing. It leaves out all
+that have the name of a held-out emoji concept, so that the concept splits stay unseen.
 """
 
 import colorsys
@@ -21,12 +21,12 @@ PERMISSIVE = {"MIT", "Apache-2.0", "CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "ISC", "
 
 
 def _words(resource: str) -> frozenset[str]:
-    """Return words of a text file of this package; lines that start with # are comments."""
+    """Return the words of a text file of this package; lines that start with # are comments."""
     text = resources.files(__package__).joinpath(resource).read_text(encoding="utf-8")
     return frozenset(word for line in text.splitlines() if not line.startswith("#") for word in line.split())
 
 
-# Style suffixes of icon names, in the order in which they are stripped from the end.
+# These suffixes of icon names say how an icon is drawn; they are stripped from the end of a name.
 STYLE_WORDS = frozenset((
     "outline", "outlined", "filled", "fill", "bold", "duotone", "light", "thin", "regular", "rounded", "round",
     "sharp", "twotone", "solid", "remix", "variant", "alt", "24px", "16px", "simple", "color", "new", "classic",
@@ -35,7 +35,7 @@ NUMBER_WORDS = frozenset({"one", "two", "three", "four", "five", "six", "seven",
 
 INTERFACE_WORDS = _words("interface_words.txt")
 
-# Other words for held-out concepts, so that an icon under another name does not show them (our choice).
+# These are other words for held-out concepts, so that no icon shows such a concept under another name (our choice).
 HELD_OUT_SYNONYMS = (
     "aircraft", "airport", "alligator", "baggage", "bandage", "baseball cap", "bikini", "burger", "cart", "cellphone",
     "dinosaur rex", "doorbell", "fast food", "fence", "flight", "foil", "hacksaw", "handsaw", "hotdog", "jet", "lorry",
@@ -44,14 +44,14 @@ HELD_OUT_SYNONYMS = (
     "tarantula", "teeth", "trolley", "tyrannosaurus",
 )  # fmt: skip
 
-# Words that carry no meaning in an emoji's name: "cup with straw" is held out as {cup, straw}.
+# These words carry no meaning in an emoji's name: "cup with straw" is held out as {cup, straw}.
 FILLER_WORDS = frozenset({"and", "with", "of", "at", "in", "on", "the", "a", "or", "face", "sign", "button", "symbol"})
 IRREGULAR = {"teeth": "tooth", "feet": "foot", "mice": "mouse", "men": "man", "women": "woman", "people": "person"}
 
 
 @dataclass(frozen=True)
 class ExtraSet:
-    """How the names of one icon set are read."""
+    """The rules by which the names of one icon set are read."""
 
     version: str
     variants: tuple[tuple[str, ...], ...] = ((), ("outline",), ("filled",))  # suffixes that are kept, best first
@@ -123,7 +123,7 @@ EXTRA_SETS = {
 
 
 def split_style(icon: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """("teddy-bear-outline-24px") -> (("teddy", "bear"), ("outline", "24px")): words and style suffixes."""
+    """Return words and style suffixes: "teddy-bear-outline-24px" -> (("teddy", "bear"), ("outline", "24px"))."""
     words = icon.split("-")
     end = len(words)
     while end > 1 and words[end - 1] in STYLE_WORDS:
@@ -132,10 +132,10 @@ def split_style(icon: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def clean_name(words: Iterable[str], number_suffix: bool = False) -> tuple[str, ...] | None:
-    """Return the words of a caption, or None where the name is not one of a thing.
+    """Return the words of a caption, or None where the name names no thing.
 
-    Numbers are dropped (they count drawings); a name with an interface word, a single letter, a word with a digit in
-    it, no word or more than four words is refused.
+    Numbers are dropped, because they count drawings. A name is refused if it has an interface word, a single letter, a
+    word with a digit in it, no word, or more than four words.
     """
     kept = [word for word in words if not re.fullmatch(r"\d+(px)?", word)]
     while number_suffix and len(kept) > 1 and kept[-1] in NUMBER_WORDS:
@@ -164,12 +164,12 @@ def stem(word: str) -> str:
 
 
 def words_of(text: str) -> frozenset[str]:
-    """Return the words of a name, by their stems, as a set."""
+    """Return the stems of the words of a name, as a set."""
     return frozenset(stem(word) for word in re.findall(r"[^\W_]+", text))
 
 
 class HeldOutNames:
-    """Names that must not come near training: an icon that has all words of one of them is refused."""
+    """Names that training must not see: an icon whose name has all words of one of them is refused."""
 
     def __init__(self, names: Iterable[str]):
         self._by_word: dict[str, list[frozenset[str]]] = defaultdict(list)
@@ -190,7 +190,7 @@ class HeldOutNames:
 
 @dataclass(frozen=True)
 class EmojiWords:
-    """What the emoji set says about which icons to take, and what to call them."""
+    """The words of the emoji set that decide which icons are taken, and what they are called."""
 
     vocabulary: frozenset[str]  # stems of the words in the training concepts' names and keywords
     held_out: HeldOutNames
@@ -198,7 +198,7 @@ class EmojiWords:
 
     @classmethod
     def of(cls, emoji: Iterable[Emoji], held_out: Mapping[str, str]) -> "EmojiWords":
-        """From the emoji and the split of each held-out concept (`makers.emoji.held_out_concepts`)."""
+        """Collect the words from the emoji and the held-out concepts (see `makers.emoji.held_out_concepts`)."""
         vocabulary, names, concepts = set(), set(HELD_OUT_SYNONYMS), {}
         for entry in emoji:
             if entry.concept in held_out:
@@ -211,7 +211,7 @@ class EmojiWords:
 
 
 def ink(key: str, colored: float = 0.25) -> str:
-    """Ink of a monochrome icon: black, or for a share `colored` of them a saturated colour; a function of `key`."""
+    """Return the ink of a monochrome icon as a function of `key`: black or, for a share `colored`, a colour."""
     generator = random.Random(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
     if generator.random() >= colored:
         return "#000000"
@@ -220,16 +220,16 @@ def ink(key: str, colored: float = 0.25) -> str:
 
 
 def icon_rows(prefix: str, icon_set: IconSet, emoji_words: EmojiWords) -> list[dict]:
-    """Return rows of the emoji schema, without pictures, for one extra set; each has `svg` in place of `image`.
+    """Return the rows of one extra set in the emoji schema, without pictures; each has `svg` in place of `image`.
 
     Args:
-        prefix: name of the set, a key of `EXTRA_SETS`.
-        icon_set: the package.
-        emoji_words: words to know, names to stay away from, and the training concepts: an icon of the same name as
-            one joins it.
+        prefix: the name of the set, a key of `EXTRA_SETS`.
+        icon_set: the unpacked package.
+        emoji_words: the words that are known, the names that are held out, and the training concepts; an icon that has
+            the name of a training concept joins it.
 
     Raises:
-        ValueError: the licence of the package is not permissive.
+        ValueError: the package's licence is not among `PERMISSIVE`.
     """
     if icon_set.license not in PERMISSIVE:
         raise ValueError(
@@ -260,11 +260,11 @@ def icon_rows(prefix: str, icon_set: IconSet, emoji_words: EmojiWords) -> list[d
 def _drawings_by_name(
     icon_set: IconSet, spec: ExtraSet, held_out: HeldOutNames
 ) -> dict[tuple[str, ...], dict[tuple, list[str]]]:
-    """Caption words -> style suffixes -> icons; without those whose full name, or another name, is held out."""
+    """Return icons by caption words and style suffixes, without those that are held out by any of their names."""
     refused = {icon for icon, drawing in icon_set.icons.items() if drawing.get("hidden") or icon in held_out}
     refused.update(icon for alias, icon in icon_set.aliases.items() if alias in held_out)
     drawings: dict[tuple[str, ...], dict[tuple, list[str]]] = {}
-    # The largest drawing first, where the name ends in its size ("book-16" ... "book-48" of fluent-color).
+    # The largest drawing comes first where the name ends in its size ("book-16" ... "book-48" of fluent-color).
     for icon in sorted(icon_set.icons, key=lambda icon: (re.sub(r"-\d+$", "", icon), -_last_number(icon))):
         words, variant = split_style(icon)
         if (
@@ -287,7 +287,7 @@ def _last_number(icon: str) -> int:
 
 
 def _synonyms(icon_set: IconSet, spec: ExtraSet) -> dict[str, list[str]]:
-    """Icon name -> other names that the package has for it."""
+    """Return the other names that the package has for an icon, by the icon's name."""
     synonyms = defaultdict(list)
     for alias, icon in icon_set.aliases.items():
         name = clean_name(split_style(alias)[0], spec.number_suffix)

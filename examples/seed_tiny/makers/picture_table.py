@@ -1,4 +1,4 @@
-"""The table of drawn pictures that the emoji builder writes: one schema, one way to draw and to save it."""
+"""The table of drawn pictures that build_emoji.py writes: its schema, and how it is drawn and saved."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,7 @@ LIST_COLUMNS = ("names", "keywords", "captions")
 
 
 def features():
-    """`datasets.Features` of the table; `image` is a PNG, `captions` are the texts to train on."""
+    """Return the `datasets.Features` of the table; `image` is a PNG, and `captions` are the texts to train on."""
     from datasets import Features, Image, List, Value
 
     columns = {name: Value("string") for name in TEXT_COLUMNS}
@@ -25,7 +25,7 @@ def features():
 def draw_rows(
     rows: list[dict], size: int, workers: int = 1, progress: Callable[[Iterator], Iterable] = iter
 ) -> tuple[list[dict], list[str]]:
-    """Replace each row's `svg` by `image`, a PNG of `size` x `size` pixels.
+    """Return the rows with `image`, a PNG of `size` x `size` pixels, in place of `svg`.
 
     Returns:
         The rows whose picture is not blank, and the ids of those that were left out because it is.
@@ -41,7 +41,7 @@ def draw_rows(
 
 
 def write_rows(rows: list[dict], path: str | Path) -> None:
-    """Write rows to a Parquet file; under a temporary name first, so that no half file stays behind a kill."""
+    """Write rows to a Parquet file, first under a temporary name, so that a killed run leaves no half file."""
     from datasets import Dataset
 
     path = Path(path)

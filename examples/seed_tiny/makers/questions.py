@@ -1,5 +1,5 @@
 """
-Questions about pictures in one schema: `question`, `answers` (each of them right), `kind`, and `image` or `codes`.
+Questions about pictures in one schema: `question`, `answers` (all of them right), `kind`, and `image` or `codes`.
 
 There are two sources: the emoji set, whose questions `emoji_questions` makes by rules, and easy-vqa, a published set of
 questions about coloured shapes. [`~seed.data.questions.QuestionFile`] reads what [`write_questions`] writes.
@@ -19,7 +19,7 @@ from seed.data.codes import CodesMetadata, codes_schema
 
 from .colors import COLORS, dominant_color
 
-# What the emoji's categories are called in answers; `Component` (parts of emoji) is asked nothing about.
+# Answers use these names for the emoji's categories. No question asks about `Component` (parts of emoji).
 CATEGORIES = {
     "Smileys & Emotion": "smiley",
     "People & Body": "person",
@@ -31,9 +31,9 @@ CATEGORIES = {
     "Symbols": "symbol",
     "Flags": "flag",
 }
-# Subcategories "animal-bird", "face-smiling" ... answer "which kind of animal is it?".
+# The subcategory "animal-bird" answers "which kind of animal is it?", and so on.
 KINDS_OF = ("animal", "face", "food", "hand", "person", "place", "plant", "transport")
-# People's colour is not asked for, and a flag has none.
+# No question asks for the colour of people; a flag has no single colour.
 WITHOUT_COLOR = ("People & Body", "Flags")
 _COLOR_WORDS = {*COLORS, "white", "gray", "golden", "gold", "silver", "rainbow", "colored", "coloured"}
 
@@ -45,12 +45,12 @@ def emoji_questions(row: dict) -> list[dict]:
     """
     Return the questions that a picture of the emoji set supports.
 
-    - name: "what is it?", with `names` as answers, the first of them the Unicode short name.
-    - category: "which kind of thing is it?", one of the nine `CATEGORIES`.
-    - subcategory: "which kind of animal (face, food, ...) is it?", the rest of Unicode's subcategory, where that begins
-      with one of `KINDS_OF` and does not end with "other".
-    - colour: "which colour is the NAME?", what [`dominant_color`] finds in the pixels; asked where it finds one, but
-      not of people and flags, nor where the name itself speaks of a colour.
+    - name: "what is it?" has `names` as answers, of which the first is the Unicode short name.
+    - category: "which kind of thing is it?" has one of the nine `CATEGORIES` as its answer.
+    - subcategory: "which kind of animal (face, food, ...) is it?" has the rest of Unicode's subcategory as its answer.
+      It is asked where the subcategory begins with one of `KINDS_OF` and does not end with "other".
+    - colour: "which colour is the NAME?" has the colour that [`dominant_color`] finds in the pixels as its answer. It
+      is asked where one is found, but not of people and flags, nor where the name itself speaks of a colour.
 
     Args:
         row: a row of the emoji set, with `image` as `{"bytes": ...}`.
@@ -72,7 +72,7 @@ def emoji_questions(row: dict) -> list[dict]:
 
 
 def _speaks_of_color(name: str) -> bool:
-    # "keycap: 1", "flag: uganda": a colon makes no name to put into a question.
+    # A name with a colon, such as "keycap: 1" or "flag: uganda", does not fit into a question.
     return ":" in name or not _COLOR_WORDS.isdisjoint(re.findall(r"\w+", name.lower()))
 
 
@@ -84,11 +84,11 @@ def easy_vqa_questions(split: str) -> Iterator[dict]:
         split: "train" (38,575 questions on 4,000 pictures) or "test" (9,673 on 1,000).
 
     Yields:
-        Rows as [`emoji_questions`] returns them; `kind` is "yes/no", "colour" or "shape".
+        Rows with the columns of [`emoji_questions`]; `kind` is "yes/no", "colour" or "shape".
 
     Raises:
         ModuleNotFoundError: the package is not installed.
-        ValueError: another split.
+        ValueError: `split` is neither of the two.
     """
     try:
         import easy_vqa
@@ -132,15 +132,15 @@ def write_questions(
     Write questions to a Parquet file, all or nothing.
 
     Args:
-        rows: as [`emoji_questions`] returns them.
-        codes, metadata: the codes of every picture by its `id`, and what made them; then `codes` stands in place of
-            `image`, and the file can be trained on.
+        rows: questions as [`emoji_questions`] returns them.
+        codes: the codes of every picture by its `id`. They take the place of `image`, and the file can be trained on.
+        metadata: what made the codes.
 
     Returns:
-        Number of questions.
+        The number of questions.
 
     Raises:
-        ValueError: no questions; a picture without codes.
+        ValueError: there are no questions, or a picture has no codes.
     """
     rows = list(rows)
     if not rows:
@@ -154,14 +154,14 @@ def write_questions(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     table = pa.Table.from_pylist([{name: row[name] for name in schema.names} for row in rows], schema=schema)
-    # Questions of one picture repeat its bytes; a dictionary as large as all of them stores each once.
+    # The questions of one picture repeat its bytes; a large enough dictionary page stores each picture once.
     pq.write_table(table, temporary, dictionary_pagesize_limit=2**28, compression="zstd")
     os.replace(temporary, path)
     return len(rows)
 
 
 def _schema(metadata: CodesMetadata | None) -> pa.Schema:
-    """Return the table's schema; pictures are such that `datasets.load_dataset` opens them."""
+    """Return the table's schema, by which `datasets.load_dataset` opens the pictures."""
     from datasets import Features, List, Value
     from datasets import Image as ImageFeature
 

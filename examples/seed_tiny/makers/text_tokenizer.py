@@ -1,4 +1,4 @@
-"""The tokenizer of the text branch, made from captions since no pretrained one fits; and how tokenizers are kept."""
+"""The tokenizer of the text branch, trained on captions because no pretrained one fits, and how it is kept."""
 
 import hashlib
 import shutil
@@ -7,15 +7,15 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
-MADE_OF = "made_of.txt"  # a hash of what a tokenizer was trained on, beside it
+MADE_OF = "made_of.txt"  # the file in a tokenizer's folder that holds a hash of what it was trained on
 
 
 def train_text_tokenizer(captions: Iterable[str], vocab_size: int) -> BertTokenizer:
     """
-    A lower-casing WordPiece tokenizer, as BERT's, trained on captions.
+    Return a lower-casing WordPiece tokenizer like BERT's, trained on captions.
 
-    The letters and digits of ASCII are always in it, so that any English word has tokens. Pieces that are equally
-    frequent are chosen differently from run to run (as the `tokenizers` library does), so keep what was made.
+    It always has the letters and digits of ASCII, so that any English word has tokens. The `tokenizers` library chooses
+    equally frequent pieces differently from run to run, so keep what was made.
     """
     alphabet = "abcdefghijklmnopqrstuvwxyz0123456789"
     # Each letter alone and inside a word: both kinds of piece enter the vocabulary.
@@ -44,12 +44,12 @@ def kept_tokenizer(
     Pieces that are equally frequent are chosen differently each time, and a run that resumes needs its own tokenizer.
 
     Args:
-        folder: of the tokenizer.
-        texts: what it is trained on. For other texts or another size a new one is trained.
-        vocab_size: entries of the vocabulary.
-        train: `train(texts, vocab_size)` makes a tokenizer.
-        needed: keeps the old one also for other texts, since there are checkpoints that need it; `check_run` says
-            whether they belong to this run.
+        folder: the tokenizer's folder.
+        texts: the texts to train on. A new tokenizer is trained for other texts or another size.
+        vocab_size: the number of entries of the vocabulary.
+        train: the function that trains a tokenizer, called as `train(texts, vocab_size)`.
+        needed: keeps the old tokenizer for other texts as well, because there are checkpoints that need it; `check_run`
+            then says whether they belong to this run.
     """
     digest = hashlib.sha256(str(vocab_size).encode())
     for text in texts:

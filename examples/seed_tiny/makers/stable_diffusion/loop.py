@@ -1,4 +1,4 @@
-"""One resumable training loop for every stage of `train_stable_diffusion.py`, and atomic saving."""
+"""The resumable training loop of all stages of `train_stable_diffusion.py`, and atomic saving."""
 
 import copy
 import dataclasses
@@ -33,16 +33,16 @@ def fit(
     on_save: Callable[[int], None],
     start_from: dict[str, str] | None = None,
 ) -> None:
-    """Train `model` on `loss_terms(rows)["loss"]`, `rows` being the indices of a batch; leaves its EMA in `model`.
+    """Train `model` on `loss_terms(rows)["loss"]`, `rows` being the indices of a batch, and leave its EMA in `model`.
 
-    Every `save_every` steps `on_save(step)` is called with the EMA in place, and then the state is written to one file:
-    a run that finds such a file goes on from there, so what a kill cuts short is made again.
+    Every `save_every` steps `on_save(step)` is called with the EMA in place, and then the state is written to one file.
+    A run that finds such a file continues from there, so that what a kill cut short is made again.
 
     Args:
-        start_from: hashes of what earlier stages made and this one trains on, by its name.
+        start_from: hashes of the parts that earlier stages made and this one trains on, by their names.
 
     Raises:
-        ValueError: the file is of another run.
+        ValueError: the file belongs to another run.
     """
     num_examples = len(train.images)
     batch_size = min(recipe.batch_size, num_examples)
@@ -51,7 +51,7 @@ def fit(
     optimizer = torch.optim.AdamW(parameters.values(), recipe.learning_rate, (0.9, 0.99), fused=True,
                                   weight_decay=recipe.weight_decay)  # fmt: skip
     checkpoint = output / f"{name}.checkpoint.safetensors"
-    # A run may be made longer; all else is what makes it the run that it is.
+    # A run may be made longer; all other values identify it.
     run = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in ("steps", "save_every")}
     run |= {"data": train.hash, "seed": seed} | (start_from or {})
     start = load_checkpoint(checkpoint, run, parameters, average, optimizer) if checkpoint.exists() else 0
@@ -82,7 +82,7 @@ def fit(
         terms["loss"].backward()
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
-        # The average starts short, so that the first snapshots are not the initialisation.
+        # The average is short at first, so that the first snapshots are not the initialisation.
         decay = min(recipe.ema_decay, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(average.values()), [p.detach() for p in parameters.values()], 1 - decay)
         sums = {key: sums.get(key, 0.0) + value.item() for key, value in terms.items()}
@@ -101,7 +101,7 @@ def fit(
 
 
 class swapped:
-    """Within the context the parameters hold the averages, and the averages the parameters."""
+    """A context in which the parameters hold the averages, and the averages hold the parameters."""
 
     def __init__(self, parameters: dict[str, Tensor], average: dict[str, Tensor]):
         self.pairs = [(parameters[key], average[key]) for key in parameters]
@@ -129,9 +129,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, run: dict, parameters: dict, average: dict, optimizer: torch.optim.Optimizer) -> int:
+    """Load the state of a run and return its step; raise ValueError where the file belongs to another run."""
     with safe_open(path, "pt") as file:
         step, stored = int(file.metadata()["step"]), json.loads(file.metadata()["run"])
-    run = json.loads(json.dumps(run))  # as it reads back
+    run = json.loads(json.dumps(run))  # as the file holds it
     differing = sorted(key for key in run.keys() | stored.keys() if run.get(key) != stored.get(key))
     if differing:
         raise ValueError(
@@ -148,12 +149,14 @@ def load_checkpoint(path: Path, run: dict, parameters: dict, average: dict, opti
 
 
 def save_atomically(save: Callable[[Path], None], folder: Path) -> None:
+    """Call `save` on a temporary folder, and then put that folder in the place of `folder`."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     save(temporary)
     for config in (temporary / "config.json", temporary / "text_encoder" / "config.json"):
-        # transformers loads in the dtype that the config names, diffusers in float32: without this, the text encoder
-        # alone would be bfloat16 in a pipeline that is loaded without a dtype, and the UNet would refuse its features.
+        # transformers loads in the dtype that the config names, and diffusers in float32. Without this, the text
+        # encoder alone would be bfloat16 in a pipeline that is loaded without a dtype, and the UNet would refuse its
+        # features.
         if config.exists() and "dtype" in (values := json.loads(config.read_text())):
             config.write_text(json.dumps(values | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
@@ -161,5 +164,5 @@ def save_atomically(save: Callable[[Path], None], folder: Path) -> None:
 
 
 def half(model: nn.Module) -> nn.Module:
-    """Return a copy as it is shipped. Later stages train on the saved copy, so that they meet what users will."""
+    """Return a bfloat16 copy, as it is shipped; later stages train on the saved copy, as users will load it."""
     return copy.deepcopy(model).bfloat16()

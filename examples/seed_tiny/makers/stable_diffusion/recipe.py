@@ -1,4 +1,4 @@
-"""The recipe of `train_stable_diffusion.py`: one section per stage, every key checked."""
+"""The recipe of `train_stable_diffusion.py`, which has a section for each stage and whose keys are all checked."""
 
 import dataclasses
 import typing
@@ -10,7 +10,7 @@ import yaml
 
 @dataclass
 class StageRecipe:
-    """The schedule that every stage has: warm-up, constant learning rate, linear decay to zero."""
+    """The schedule of every stage: the learning rate warms up, is constant, and decays linearly to zero."""
 
     steps: int
     batch_size: int
@@ -44,7 +44,7 @@ class TextRecipe(StageRecipe):
     view_size: int = 128
     feature_dropout: float = 0.2
     temperature: float = 0.07
-    sentence_package: str | None = None  # Of a package that carries a sentence encoder in its folder `model`.
+    sentence_package: str | None = None  # a package that holds a sentence encoder in its folder `model`
     sentence_weight: float = 1.0
 
 
@@ -68,7 +68,12 @@ class Recipe:
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe; a key that no stage knows, or a key that is missing, is an error that names it."""
+    """
+    Read a recipe.
+
+    Raises:
+        ValueError: a section is not a mapping, no stage knows a key, or a key is missing; the message names it.
+    """
 
     def build(cls, values, where):
         fields = {field.name: field for field in dataclasses.fields(cls)}
