@@ -1,10 +1,12 @@
 """Every block of the README runs, in order, as a newcomer would run it; what a block needs is made here at toy size."""
 
+import ast
 import re
 import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from makers.text_tokenizer import train_text_tokenizer
@@ -87,6 +89,31 @@ def test_every_block_runs(checkout, monkeypatch, capsys):
             else:
                 pytest.fail(f"The README has a command that this test does not know how to run: {command}")
     shutil.rmtree(checkout / "runs", ignore_errors=True)
+
+
+def test_the_python_block_gives_what_the_commands_give(checkout, monkeypatch, capsys):
+    """Captions, answers and drawings; the README also quotes what seed-tiny says of its pictures."""
+    monkeypatch.chdir(checkout)
+    (block,) = (block for language, block in BLOCKS if language == "python" and "write_captions" in block)
+    scope = {"__name__": "readme"}
+    exec(compile(block, "README.md", "exec"), scope)
+    captions, answers = (ast.literal_eval(line) for line in capsys.readouterr().out.splitlines()[-2:])
+    pictures = scope["pictures"]
+    run_seed(shlex.join(["seed", "caption", *pictures]))
+    assert capsys.readouterr().out.splitlines() == [f"{path}: {text}" for path, text in zip(pictures, captions)]
+    for picture, answer in zip(pictures, answers):
+        run_seed(shlex.join(["seed", "ask", picture, "which kind of thing is it?"]))
+        assert capsys.readouterr().out.strip() == answer
+    run_seed('seed draw "red apple" --seed 0 --output apple.png')
+    with Image.open("apple.png") as drawing:
+        assert np.array_equal(np.asarray(drawing.convert("RGB")), np.asarray(scope["image"]))
+
+    (commands_to_try,) = (block for _, block in BLOCKS if "seed ask " in block)
+    capsys.readouterr()
+    for command in commands(commands_to_try)[:2]:  # its captions and answers
+        run_seed(command)
+        said = capsys.readouterr().out.strip().split(": ")[-1]
+        assert f'"{said}"' in README, f"{command} says {said!r}, which is not what the README quotes."
 
 
 def test_every_path_in_the_readme_exists():
