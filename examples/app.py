@@ -7,9 +7,13 @@ The page opens on this machine only, at http://127.0.0.1:7860.
 
 import argparse
 
-import gradio
 import torch
 from PIL import Image
+
+try:
+    import gradio
+except ImportError as error:
+    raise SystemExit('This page needs gradio: pip install -e ".[app]"') from error
 
 from seed import SeedPipeline, default_model
 from seed.data import load_image, shipped_pictures
