@@ -28,6 +28,8 @@ import torch
 from makers.encoder.data import ConceptSteps, load_pictures
 from makers.encoder.model import ContrastiveEncoder, parameter_groups, save_text_branch
 from makers.encoder.recipe import EncoderRecipe, load_encoder_recipe
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoTokenizer
@@ -39,7 +41,7 @@ from seed.training.runs import file_hash, loaded_hash, require_one_process, voca
 
 logger = logging.getLogger("train_encoder")
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT = "checkpoint.safetensors"
 SNAPSHOT = "snapshot"  # The models of the last checkpoint, to measure a run on its way.
 
 
@@ -153,9 +155,12 @@ def rate_at(step: int, recipe: EncoderRecipe) -> float:
 
 def checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, run: dict, step: int, output: Path) -> None:
     """Write the whole state of the run to one file, under a temporary name first."""
-    state = {"step": step, "run": json.dumps(run), "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for number, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{slot}": tensor for slot, tensor in slots.items()}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     with replacing_file(output / CHECKPOINT) as temporary:
-        torch.save(state, temporary)
+        save_file(tensors, temporary, metadata={"step": str(step), "run": json.dumps(run)})
 
 
 def resume(model: nn.Module, optimizer: torch.optim.Optimizer, run: dict, output: Path) -> int:
@@ -168,8 +173,9 @@ def resume(model: nn.Module, optimizer: torch.optim.Optimizer, run: dict, output
     path = output / CHECKPOINT
     if not path.is_file():
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    stored, run = json.loads(state["run"]), json.loads(json.dumps(run))
+    with safe_open(path, "pt") as file:
+        step, stored = int(file.metadata()["step"]), json.loads(file.metadata()["run"])
+    run = json.loads(json.dumps(run))  # as the file holds it
     free = {"save_minutes", "logging_steps"}
     differing = sorted(key for key in (run.keys() | stored.keys()) - free if run.get(key) != stored.get(key))
     if differing:
@@ -177,10 +183,18 @@ def resume(model: nn.Module, optimizer: torch.optim.Optimizer, run: dict, output
             f"{path} is of another run: it differs in {', '.join(differing)}. Repeat that run's command to go on with "
             f"it; for another run choose another --output, or delete {path}."
         )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    logger.info("going on from step %d", state["step"])
-    return state["step"]
+    weights, state = {}, optimizer.state_dict()
+    for name, tensor in load_file(path).items():
+        part, _, rest = name.partition(".")
+        if part == "model":
+            weights[rest] = tensor
+        else:
+            number, _, slot = rest.partition(".")
+            state["state"].setdefault(int(number), {})[slot] = tensor
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(state)
+    logger.info("going on from step %d", step)
+    return step
 
 
 def save(model: ContrastiveEncoder, tokenizer, processor, output: Path, recipe_path: Path) -> None:
